@@ -1,0 +1,58 @@
+# `make run` and `make test` do all their set-up themselves, in .venv.
+
+WORKDIR = runs/embedded
+PRESET = cpu
+ARGS =
+
+# The interpreter that .venv is made with; without PYTHON=..., the first of these that is new enough.
+PYTHON =
+PYTHONS = $(PYTHON) python3 python3.13 python3.12 python3.11
+FITS = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+BIN = .venv/bin
+STAMP = .venv/installed
+
+.PHONY: help setup run test lint clean
+
+help:
+	@echo "make run    read the captchas of the embedded contest; results in $(WORKDIR)"
+	@echo "            (WORKDIR=DIR, PRESET=NAME, ARGS='--seed=1 ...' change it)"
+	@echo "make test   lint, types and all tests"
+	@echo "make lint   lint and types alone"
+	@echo "make setup  .venv with the pinned packages; nothing if it is up to date"
+	@echo "make clean  remove .venv and caches; runs/ stays"
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@if ! $(BIN)/python -c "import pip; $(FITS)" 2>/dev/null; then \
+	  for python in $(PYTHONS); do \
+	    if $$python -c "$(FITS)" 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No Python >= 3.11 with venv among: $(PYTHONS). Install one (on Debian: python3 python3-venv)," >&2; \
+	    echo "or name it: make setup PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$($$found --version)"; \
+	  $$found -m venv --clear .venv; \
+	fi
+	@echo "Installing the pinned packages into .venv: once, a few minutes, about 1 GB"
+	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[test,dev]'
+	@touch $@
+
+run: setup
+	$(BIN)/python -m experiments.run --target=embedded --workdir=$(WORKDIR) --preset=$(PRESET) $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find simgan_jax experiments tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,12 @@
+"""What is done otherwise on a CPU than on a GPU or TPU; the one place that asks for the backend."""
+
+import jax
+
+
+def has_slow_convolution_gradients() -> bool:
+    """Whether XLA's own convolution gradients are slow on the default backend: by the kernel, and inside a scan.
+
+    True on the CPU (jax issue 12868): the kernel's gradient takes several times as long as the forward pass, and
+    every convolution gradient some twenty times as long inside `lax.scan` as outside.
+    """
+    return jax.default_backend() == "cpu"

@@ -1,0 +1,132 @@
+"""The reader of captchas: character logits for every slot, and where it saw the character.
+
+Two kinds behind one interface: the seed's network, and one attention map for each slot over a
+convolutional trunk, which trains many times faster.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simgan_jax.config import CaptchaConfig, ClassifierConfig
+from simgan_jax.convolution import Conv
+
+Params = Any
+
+
+class Reading(NamedTuple):
+    """logits: `[B, L, V]`; poses: `[B, L, 3]` (y, x in pixels, radians), zeros where the network has no attention."""
+
+    logits: jax.Array
+    poses: jax.Array
+
+
+class _SeedClassifier(nn.Module):
+    """Conv 32, four times conv 128 and max-pool, dense 128, one softmax for each slot; no padding, as in the seed."""
+
+    config: ClassifierConfig
+    length: int
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Reading:
+        config = self.config
+        x = nn.relu(Conv(config.widths[0], (3, 3), padding="VALID")(images))
+        for width in config.widths[1:]:
+            x = nn.relu(Conv(width, (3, 3), padding="VALID")(x))
+            x = _max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+        x = nn.Dropout(0.25, deterministic=not train)(x)
+        x = nn.relu(nn.Dense(config.hidden)(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        logits = nn.Dense(self.length * self.vocabulary)(x).reshape(-1, self.length, self.vocabulary)
+        return Reading(logits, jnp.zeros((*logits.shape[:2], 3)))
+
+
+class _SlotClassifier(nn.Module):
+    """Trunk at a quarter of the resolution, an attention map for each slot, heads shared by the slots."""
+
+    config: ClassifierConfig
+    length: int
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Reading:
+        config = self.config
+        height, width = images.shape[1:3]
+        x = _space_to_depth(images)
+        for i, features in enumerate(config.widths):
+            y = Conv(features, (3, 3), use_bias=False)(x)
+            y = nn.relu(nn.GroupNorm(num_groups=None, group_size=min(features, 16))(y))
+            x = x + y if x.shape == y.shape else y
+            if i == 0:
+                x = _max_pool(x)
+        rows, columns = x.shape[1:3]
+        scores = Conv(self.length, (1, 1))(x)
+        position = self.param("position", _reading_order, (rows, columns, self.length))
+        attention = nn.softmax((scores + position[None]).reshape(-1, rows * columns, self.length), axis=1)
+        slots = jnp.einsum("bpl,bpc->blc", attention, x.reshape(-1, rows * columns, x.shape[-1]))
+        slots = nn.Dropout(config.dropout, deterministic=not train)(slots)
+        hidden = nn.relu(nn.Dense(config.hidden)(slots))
+        logits = nn.Dense(self.vocabulary)(hidden)
+        scale = jnp.asarray([height / rows, width / columns])
+        cells = (jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1) + 0.5) * scale
+        seen = jnp.einsum("bpl,pd->bld", attention, cells.reshape(-1, 2))
+        correction = nn.Dense(3)(hidden)
+        poses = jnp.concatenate([seen, jnp.zeros((*seen.shape[:2], 1))], -1) + correction * jnp.asarray(
+            [scale[0], scale[1], 1.0]
+        )
+        return Reading(logits, poses)
+
+
+def _space_to_depth(images: jax.Array) -> jax.Array:
+    """`[B, H, W, 1]` to `[B, H/2, W/2, 4]`, odd sides padded: the first convolution at a quarter of the cost."""
+    B, H, W, C = images.shape
+    x = jnp.pad(images, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), constant_values=-1.0)
+    x = x.reshape(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max-pool with stride 2 of `[B, H, W, C]`, as a maximum of four slices: its gradient is cheap on a CPU.
+
+    The last row or column of an odd side stands alone.
+    """
+    H, W = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    return jnp.maximum(jnp.maximum(x[:, 0::2, 0::2], x[:, 1::2, 0::2]), jnp.maximum(x[:, 0::2, 1::2], x[:, 1::2, 1::2]))
+
+
+def _reading_order(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Initial attention bias `[rows, columns, L]`: slot l looks at the l-th of L equal columns first."""
+    del key
+    _, columns, length = shape
+    x = (jnp.arange(columns)[:, None] + 0.5) * length / columns
+    bias = -2.0 * (x - (jnp.arange(length)[None, :] + 0.5)) ** 2
+    return jnp.broadcast_to(bias[None], shape)
+
+
+def _module(captcha: CaptchaConfig, config: ClassifierConfig) -> nn.Module:
+    kind = _SlotClassifier if config.kind == "slots" else _SeedClassifier
+    return kind(config, captcha.length, len(captcha.alphabet))
+
+
+def init(key: jax.Array, captcha: CaptchaConfig, *, config: ClassifierConfig) -> Params:
+    """Parameters for images `[B, H, W, 1]`. The key is consumed."""
+    example = jnp.zeros((1, captcha.height, captcha.width, 1))
+    return _module(captcha, config).init(key, example, train=False)["params"]
+
+
+def apply(
+    params: Params,
+    images: jax.Array,
+    captcha: CaptchaConfig,
+    *,
+    config: ClassifierConfig,
+    dropout_key: jax.Array | None = None,
+) -> Reading:
+    """Reads images `[B, H, W, 1]` in [-1, 1]; with a key (consumed) dropout is on, as in training."""
+    train = dropout_key is not None
+    rngs = {"dropout": dropout_key} if train else None
+    return _module(captcha, config).apply({"params": params}, images, train=train, rngs=rngs)

@@ -1,0 +1,100 @@
+"""Convolutions of all networks, with a kernel gradient that suits the backend.
+
+Shapes: images `[B, H, W, C]`, kernels `[h, w, C, O]`.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simgan_jax import backend
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SAME") -> jax.Array:
+    """Convolution of `[B, H, W, C]` with a kernel `[h, w, C, O]`: `[B, H', W', O]`; padding is "SAME" or "VALID".
+
+    Differentiable any number of times in reverse mode, not in forward mode.
+    """
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return x @ kernel[0, 0]
+    return _conv(x, kernel, stride, padding)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    return _plain(x, kernel, stride, padding)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> tuple[jax.Array, tuple]:
+    return _plain(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride: int, padding: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    if not backend.has_slow_convolution_gradients():
+        return jax.vjp(lambda x, kernel: _plain(x, kernel, stride, padding), x, kernel)[1](g)
+    (to_x,) = jax.vjp(lambda x: _plain(x, kernel, stride, padding), x)[1](g)
+    return to_x, kernel_gradient(x, g, size=kernel.shape[:2], stride=stride, padding=padding)
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def kernel_gradient(
+    x: jax.Array, g: jax.Array, *, size: tuple[int, int], stride: int = 1, padding: str = "SAME"
+) -> jax.Array:
+    """Gradient `[h, w, C, O]` of a loss by the kernel, as one matrix product an image.
+
+    Args:
+      x: `[B, H, W, C]`, the convolution's input.
+      g: `[B, H', W', O]`, the loss's gradient by the convolution's output.
+      size: `(h, w)` of the kernel.
+    """
+    (rows, columns), (channels, features) = g.shape[1:3], (x.shape[-1], g.shape[-1])
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    # The product is fastest with the narrower factor transposed on its left.
+    features_first = features <= size[0] * size[1] * channels
+
+    def add(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, g = image
+        shifted = [
+            x[i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+            for i in range(size[0])
+            for j in range(size[1])
+        ]
+        patches = jnp.concatenate(shifted, -1).reshape(rows * columns, -1)
+        g = g.reshape(rows * columns, features)
+        return total + (g.T @ patches if features_first else patches.T @ g), None
+
+    shape = (features, size[0] * size[1] * channels)
+    # Image by image, so that the patches of one stay in the cache and their memory does not grow with the batch.
+    total, _ = jax.lax.scan(add, jnp.zeros(shape if features_first else shape[::-1], g.dtype), (x, g))
+    return (total.T if features_first else total).reshape(*size, channels, features)
+
+
+class Conv(nn.Module):
+    """`conv` as a module; parameters `kernel` (He normal) and, unless `use_bias` is off, `bias` (zeros)."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    stride: int = 1
+    padding: str = "SAME"
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        x = conv(x, kernel, stride=self.stride, padding=self.padding)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,))[None, None, None]
+        return x

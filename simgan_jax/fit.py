@@ -1,0 +1,110 @@
+"""Fits the simulator to the unlabelled target: glyph shapes and poses by analysis through synthesis.
+
+A reader that was trained on simulated images alone guesses characters and poses of the target's captchas. Drawing
+those guesses and comparing with the real ink gives a gradient for the glyph shapes that all captchas share and
+for the pose of each glyph; the average over hundreds of sights of each character corrects wrong guesses.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simgan_jax import layout, synthesizer
+from simgan_jax.config import CaptchaConfig, FitConfig
+
+
+class FitState(NamedTuple):
+    """atlas: `[1, V, S, S]` in [0, 1]; opt_state: of the atlas; poses: `[M, L, 3]`; first, second: moments of poses."""
+
+    atlas: jax.Array
+    opt_state: optax.OptState
+    poses: jax.Array
+    first: jax.Array
+    second: jax.Array
+    step: jax.Array
+
+
+class Evidence(NamedTuple):
+    """ink: uint8 `[M, H, W]`; labels: int32 `[M, L]` that a reader guessed; known: `[H, W]` 1 where ink is seen."""
+
+    ink: jax.Array
+    labels: jax.Array
+    known: jax.Array
+
+
+def choose(probabilities: np.ndarray, *, config: FitConfig) -> np.ndarray:
+    """Indices of the images to fit on: surest first, at most `config.images` and `config.share` of all.
+
+    Sure means that the least sure character of the image is read with high probability `[N, L, V]`.
+    """
+    certainty = probabilities.max(axis=-1).min(axis=-1)
+    count = max(1, min(config.images, round(config.share * len(certainty))))
+    return np.sort(np.argsort(-certainty, kind="stable")[:count])
+
+
+def init(atlas: jax.Array, poses: jax.Array, *, config: FitConfig) -> FitState:
+    """State at an atlas `[K, V, S, S]`, whose styles are averaged, and poses `[M, L, 3]`."""
+    start = jnp.mean(atlas, axis=0, keepdims=True)
+    zeros = jnp.zeros_like(poses)
+    opt_state = optax.adam(config.atlas_lr).init(start)
+    return FitState(start, opt_state, jnp.array(poses), zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
+
+
+def residual(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array) -> jax.Array:
+    """Squared difference of drawn and real ink, summed over known pixels: `[B]`."""
+    height, width = ink.shape[1:]
+    rotation = poses[..., 2]
+    matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
+    drawn = synthesizer.render(
+        atlas,
+        layout.Layout(labels, jnp.zeros_like(labels), poses[..., :2], matrix, rotation),
+        height=height,
+        width=width,
+    )
+    return jnp.sum(jnp.square(drawn - ink.astype(jnp.float32) / 255.0) * known[None], axis=(1, 2))
+
+
+def fit_step(
+    state: FitState, evidence: Evidence, *, captcha: CaptchaConfig, config: FitConfig
+) -> tuple[FitState, jax.Array]:
+    """One step on the next batch of images, taken in turn: `config.inner` updates of poses and atlas.
+
+    Each pose has an Adam of its own (it is seen once a pass), the atlas has one for all. Returns the mean residual.
+    """
+    size = min(config.batch_size, evidence.ink.shape[0])
+    batches = evidence.ink.shape[0] // size
+    start = (state.step % batches) * size
+    visit = (state.step // batches).astype(jnp.float32)
+
+    def rows(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+    ink, labels = rows(evidence.ink), rows(evidence.labels)
+    poses, first, second = rows(state.poses), rows(state.first), rows(state.second)
+    unit = jnp.asarray([config.shift_lr * captcha.height] * 2 + [config.turn_lr])
+    atlas, opt_state = state.atlas, state.opt_state
+    loss = jnp.zeros(())
+
+    def mean_residual(atlas: jax.Array, poses: jax.Array) -> jax.Array:
+        return residual(atlas, poses, ink, labels, evidence.known).mean()
+
+    for inner in range(config.inner):
+        loss, (atlas_gradient, pose_gradient) = jax.value_and_grad(mean_residual, argnums=(0, 1))(atlas, poses)
+        updates, opt_state = optax.adam(config.atlas_lr).update(atlas_gradient, opt_state)
+        atlas = jnp.clip(atlas + updates, 0.0, 1.0)
+        gradient = pose_gradient * size
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.95 * second + 0.05 * jnp.square(gradient)
+        count = visit * config.inner + inner + 1.0
+        unbiased = first / (1.0 - 0.8**count), second / (1.0 - 0.95**count)
+        poses = poses - unit * unbiased[0] / (jnp.sqrt(unbiased[1]) + 1e-4)
+
+    def put(x: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, value, start, 0)
+
+    return FitState(
+        atlas, opt_state, put(state.poses, poses), put(state.first, first), put(state.second, second), state.step + 1
+    ), loss

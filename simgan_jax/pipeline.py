@@ -1,0 +1,269 @@
+"""The main job: unlabelled captchas in, every one of them read (io).
+
+Stages in order, each resumable, none of which can see a label:
+target -> simulator -> pretrain, refine -> classify (two arms) -> fit and classify again, in rounds -> adapt -> predict.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simgan_jax import (
+    alarms,
+    challenge,
+    classifier,
+    classify,
+    finish,
+    grids,
+    reading,
+    refiner,
+    reporting,
+    stages,
+    state,
+    steps,
+)
+from simgan_jax.session import Run, train_stage
+
+# Readings of an image and its four neighbours by one pixel are averaged for the final answers.
+SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
+    """Pretrains and trains refiner and discriminator on the pool and the target; the refiner's averaged parameters.
+
+    Raises:
+      CollapseError: the adversarial training broke down; the run ends.
+    """
+    config, settings = run.config, run.config.refine
+    real = jnp.asarray(run.target.ink)
+
+    def start() -> state.SimGANState:
+        return state.init(run.keys["gan"], config=config)
+
+    shared: dict[str, Any] = {"checkpoint_every": settings.checkpoint_every, "log_every": settings.log_every}
+    refiner_state = train_stage(
+        run,
+        "pretrain/refiner",
+        run.keys["pretrain"],
+        start,
+        functools.partial(steps.refiner_pretrain_step, config=config),
+        (pool, real),
+        total=settings.refiner_pretrain_steps,
+        **shared,
+    )
+    pretrained = train_stage(
+        run,
+        "pretrain/discriminator",
+        run.keys["pretrain"],
+        lambda: state.next_phase(refiner_state),
+        functools.partial(steps.discriminator_pretrain_step, config=config),
+        (pool, real),
+        total=settings.discriminator_pretrain_steps,
+        **shared,
+    )
+    trained = train_stage(
+        run,
+        "refine",
+        run.keys["refine"],
+        lambda: state.next_phase(pretrained),
+        functools.partial(steps.simgan_step, config=config),
+        (pool, real),
+        total=settings.steps,
+        watch=alarms.check,
+        **shared,
+    )
+    return trained.average
+
+
+def classify_stage(
+    run: Run, arm: str, pool: classify.Pool, params: classifier.Params | None, *, total: int
+) -> classifier.Params:
+    """Trains one arm, from scratch or from another arm's parameters; its averaged parameters."""
+    settings = run.config.classify
+
+    def start() -> classify.ClassifierState:
+        first = (
+            classifier.init(run.keys["classifier"], run.config.captcha, config=run.config.classifier)
+            if params is None
+            else params
+        )
+        return classify.start_state(first, config=settings)
+
+    trained = train_stage(
+        run,
+        f"classify/{arm}",
+        run.keys["classify"],
+        start,
+        stages.classify_step(run.config, total),
+        pool,
+        total=total,
+        checkpoint_every=settings.checkpoint_every,
+        log_every=settings.log_every,
+    )
+    return trained.average
+
+
+def read_arm(
+    run: Run, arm: str, params: classifier.Params, *, shifts: Sequence[tuple[int, int]] = ((0, 0),)
+) -> reading.Readings:
+    """Reads the whole target with one arm and writes `predictions.<arm>.csv`; read once, loaded afterwards."""
+    stage = f"predict/{arm}"
+    name = f"readings.{arm}"
+    if run.workdir.done(stage):
+        return reading.Readings(**run.workdir.load(name))
+    begin = time.monotonic()
+    readings = reading.Reader(run.config.captcha, config=run.config.classifier)(params, run.target.ink, shifts=shifts)
+    run.workdir.save(name, **readings._asdict())
+    texts, confidences = reading.answers(readings.probabilities, run.config.captcha)
+    challenge.write_predictions(run.workdir.path / f"predictions.{arm}.csv", run.target.names, texts, confidences)
+    run.workdir.finish(
+        stage,
+        time.monotonic() - begin,
+        images=len(texts),
+        confidence=float(confidences.mean()),
+        information=reading.information(readings.probabilities),
+    )
+    return readings
+
+
+def fit_stage(run: Run, number: int, readings: reading.Readings, simulator: stages.Simulator) -> stages.Simulator:
+    """One round of fitting the simulator to the target, by what a reader saw there."""
+    stage = f"fit/{number}"
+    if not run.workdir.done(stage):
+        begin = time.monotonic()
+        run.writer.resume(stage, 0)
+        atlas, poses = stages.fit_simulator(
+            run.target.ink,
+            readings,
+            simulator,
+            run.target.scene,
+            config=run.config,
+            report=lambda step, residual: run.writer.write(stage, step, {"residual": residual}),
+        )
+        run.workdir.save(f"fit.{number}", atlas=atlas, poses=poses)
+        run.workdir.finish(stage, time.monotonic() - begin, images=len(poses))
+    return stages.fitted_simulator(run.config, **run.workdir.load(f"fit.{number}"))
+
+
+def adapt_stage(
+    run: Run, pool: classify.Pool, params: classifier.Params, readings: reading.Readings
+) -> classifier.Params:
+    """Self-training on the target beside the pool; the averaged parameters."""
+    settings = run.config.adapt
+    marginal = jnp.asarray(readings.probabilities.mean(axis=(0, 1)))
+    trained = train_stage(
+        run,
+        "adapt",
+        run.keys["adapt"],
+        lambda: classify.start_state(params, config=stages.adapt_settings(run.config)),
+        stages.adapt_step(run.config),
+        (pool, jnp.asarray(run.target.ink), marginal),
+        total=settings.steps,
+        checkpoint_every=run.config.classify.checkpoint_every,
+        log_every=run.config.classify.log_every,
+    )
+    return trained.average
+
+
+def mean_readings(*parts: reading.Readings) -> reading.Readings:
+    """The ensemble of several readers: mean probabilities, poses of the surer reader of each character."""
+    probabilities = np.mean([part.probabilities for part in parts], axis=0)
+    surest = np.argmax([part.probabilities.max(axis=-1) for part in parts], axis=0)
+    poses = np.take_along_axis(np.stack([part.poses for part in parts]), surest[None, ..., None], axis=0)[0]
+    return reading.Readings(probabilities, poses)
+
+
+class Trained(NamedTuple):
+    """Readings and parameters of each arm in the order of training, and figures for the report."""
+
+    arms: dict[str, reading.Readings]
+    params: dict[str, classifier.Params]
+    figures: list[reporting.Figure]
+
+
+def train_and_read(run: Run) -> Trained:
+    """Every stage after the target.
+
+    The arms `synthetic` and `refined` have the same classifier, start, budget and labels, and differ in the refiner
+    alone. Each round of fitting starts from what the arms so far read together.
+    """
+    config = run.config
+    arms: dict[str, reading.Readings] = {}
+    params: dict[str, classifier.Params] = {}
+
+    def learn(arm: str, trained: classifier.Params) -> reading.Readings:
+        params[arm], arms[arm] = trained, read_arm(run, arm, trained)
+        return arms[arm]
+
+    simulator = stages.configured_simulator(config)
+    pool = stages.draw_pool(run.keys["pool"], simulator, run.target.scene, count=config.synthesizer.pool, config=config)
+    refined = stages.refine_pool(refine_stages(run, pool), pool, config=config)
+    figures = [target_figure(run), refinement_figure(run, pool, refined)]
+    for arm, source in (("synthetic", pool), ("refined", refined)):
+        learn(arm, classify_stage(run, arm, source, None, total=config.classify.steps))
+    belief, latest, mixed = mean_readings(*arms.values()), params["refined"], refined
+    for number in range(config.fit.rounds):
+        simulator = fit_stage(run, number, belief, simulator)
+        key = jax.random.fold_in(run.keys["fitted"], number)
+        fitted = stages.draw_pool(key, simulator, run.target.scene, count=config.fit.pool, config=config)
+        figures.append(simulator_figure(run, number, simulator, fitted))
+        mixed = stages.mix_pools(fitted, stages.take(refined, round(config.fit.wide_share * config.fit.pool)))
+        arm = f"fitted{number}"
+        latest = classify_stage(run, arm, mixed, latest, total=config.fit.steps[number])
+        belief = learn(arm, latest)
+    if config.adapt.steps:
+        learn("adapted", adapt_stage(run, mixed, latest, belief))
+    return Trained(arms, params, figures)
+
+
+def choose_arm(arms: dict[str, reading.Readings]) -> str:
+    """The arm whose readings tell most about the images, without a label (`reading.information`)."""
+    return max(arms, key=lambda arm: reading.information(arms[arm].probabilities))
+
+
+def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole run: trains, reads, chooses, and writes answers, summary and report; returns the summary."""
+    arms, trained, figures = train_and_read(run)
+    best = choose_arm(arms)
+    final = read_arm(run, "final", trained[best], shifts=SHIFTS)
+    begin = time.monotonic()
+    texts, confidences = finish.write_answers(run, final)
+    summary = finish.write_summary(run, identity, arms, best, final)
+    finish.write_report(run, summary, texts, confidences, figures)
+    run.workdir.finish("report", time.monotonic() - begin)
+    return summary
+
+
+SHOWN = 10
+
+
+def target_figure(run: Run) -> reporting.Figure:
+    """What the stack of target images told: background, lines, and the ink that is left."""
+    seen = run.target
+    picture = grids.scene(seen.scene.background, seen.scene.mask, seen.gray[:SHOWN], seen.ink[:SHOWN])
+    return finish.picture(
+        "The target", "Empty captcha and its lines, found in the stack; images and their ink.", picture
+    )
+
+
+def refinement_figure(run: Run, pool: classify.Pool, refined: classify.Pool) -> reporting.Figure:
+    """Simulated, refined and real images side by side."""
+    picture = grids.refinement(np.asarray(pool.ink[:SHOWN]), np.asarray(refined.ink[:SHOWN]), run.target.ink[:SHOWN])
+    return finish.picture("Refinement", "Simulated captchas before and after the refiner, beside real ones.", picture)
+
+
+def simulator_figure(run: Run, number: int, simulator: stages.Simulator, fitted: classify.Pool) -> reporting.Figure:
+    """The glyphs that were found in the target, and captchas drawn with them."""
+    glyphs = np.asarray(jnp.round(simulator.atlas[0] * 255.0), np.uint8)
+    sheet = grids.sheet(glyphs, captions=list(run.config.captcha.alphabet), across=12)
+    pair = grids.grid([np.asarray(fitted.ink[:SHOWN]), run.target.ink[:SHOWN]], titles=["simulated", "real"])
+    return finish.picture(
+        f"The simulator after fit {number}",
+        "Glyph shapes found in the unlabelled target by drawing what was read; captchas drawn with them; real ones.",
+        grids.beside(sheet, pair),
+    )

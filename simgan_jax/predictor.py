@@ -1,0 +1,60 @@
+"""Reads new images with the best arm of a finished run (io)."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simgan_jax import challenge, checkpoints, classifier, classify, pipeline, reading, session, stages, target, workdir
+from simgan_jax.config import Config
+
+BATCH = 500
+
+
+class Predictor(NamedTuple):
+    """A trained reader and the scene of the captchas that it was trained for."""
+
+    config: Config
+    scene: target.Scene
+    params: classifier.Params
+    reader: reading.Reader
+
+
+def load(path: str | os.PathLike[str]) -> Predictor:
+    """The reader of a finished run.
+
+    Raises:
+      WorkdirError: no finished run there. CheckpointError: its checkpoint is broken.
+    """
+    folder = pathlib.Path(path)
+    config = workdir.config_from(workdir.read_json(folder / workdir.CONFIG_FILE)["config"])
+    best = workdir.read_json(folder / "summary.json")["best"]
+    scene = session.scene_from(workdir.load_arrays(folder / "scene.npz"))
+    if best == "adapted":
+        stage, settings = "adapt", stages.adapt_settings(config)
+    else:
+        stage, settings = f"classify/{best}", config.classify
+    params = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
+    with checkpoints.Checkpoints(session.checkpoint_folder(folder, stage)) as saved:
+        state = saved.restore(classify.start_state(params, config=settings))
+    return Predictor(config, scene, state.average, reading.Reader(config.captcha, config=config.classifier))
+
+
+def predict(
+    predictor: Predictor, paths: Sequence[str | os.PathLike[str]]
+) -> Iterator[tuple[tuple[str, ...], list[str], np.ndarray]]:
+    """Names, texts and confidences of images in files and folders, a batch at a time.
+
+    Raises:
+      ChallengeError: unusable input.
+    """
+    captcha = predictor.config.captcha
+    for records in challenge.iterate(paths, BATCH, height=captcha.height, width=captcha.width):
+        gray = np.pad(records.gray, ((0, BATCH - len(records.gray)), (0, 0), (0, 0)))
+        ink = target.to_ink(jnp.asarray(gray), predictor.scene, config=predictor.config.target)
+        readings = predictor.reader(predictor.params, np.asarray(ink)[: len(records.gray)], shifts=pipeline.SHIFTS)
+        yield records.names, *reading.answers(readings.probabilities, captcha)

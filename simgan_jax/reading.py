@@ -1,0 +1,65 @@
+"""Reading captchas with trained classifiers: probabilities, answers, and their certainty."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simgan_jax import alphabet, classifier, images
+from simgan_jax.config import CaptchaConfig, ClassifierConfig
+
+
+class Readings(NamedTuple):
+    """probabilities: float32 `[N, L, V]`; poses: float32 `[N, L, 3]` (y, x in pixels, radians)."""
+
+    probabilities: np.ndarray
+    poses: np.ndarray
+
+
+class Reader:
+    """A compiled reader of uint8 ink `[N, H, W]` for one kind of network; memory stays one batch.
+
+    Each image is read as it stands and at each shift (dy, dx) in pixels, and the probabilities are averaged.
+    """
+
+    def __init__(self, captcha: CaptchaConfig, *, config: ClassifierConfig, batch_size: int = 500) -> None:
+        self._batch_size = batch_size
+
+        def read(params: classifier.Params, ink: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+            moved = jnp.roll(ink, shift, axis=(1, 2))
+            reading = classifier.apply(params, images.to_unit(moved), captcha, config=config)
+            return jax.nn.softmax(reading.logits, axis=-1), reading.poses
+
+        self._read = jax.jit(read)
+
+    def __call__(
+        self, params: classifier.Params, ink: np.ndarray, *, shifts: Sequence[tuple[int, int]] = ((0, 0),)
+    ) -> Readings:
+        """Reads all images with one set of parameters."""
+        probabilities, poses = [], []
+        for start in range(0, len(ink), self._batch_size):
+            batch = ink[start : start + self._batch_size]
+            padded = jnp.asarray(np.pad(batch, ((0, self._batch_size - len(batch)), (0, 0), (0, 0))))
+            parts = [self._read(params, padded, jnp.asarray(shift)) for shift in shifts]
+            probabilities.append(np.mean([np.asarray(p) for p, _ in parts], axis=0)[: len(batch)])
+            poses.append(np.asarray(parts[0][1])[: len(batch)])
+        return Readings(np.concatenate(probabilities), np.concatenate(poses))
+
+
+def answers(probabilities: np.ndarray, captcha: CaptchaConfig) -> tuple[list[str], np.ndarray]:
+    """Texts, and the probability of each as the product over its characters, `[N]`."""
+    texts = alphabet.decode(probabilities.argmax(axis=-1), captcha.alphabet)
+    return texts, probabilities.max(axis=-1).prod(axis=-1)
+
+
+def information(probabilities: np.ndarray) -> float:
+    """Mutual information of image and character in nats: H(mean p) - mean H(p), mean over slots.
+
+    High where a reader is sure and uses all characters alike; needs no label (Liang et al. 2020, SHOT, eq. 3).
+    """
+    p = np.clip(probabilities, 1e-9, 1.0)
+    marginal = p.mean(axis=0)
+    conditional = -(p * np.log(p)).sum(axis=-1).mean(axis=0)
+    return float((-(marginal * np.log(marginal)).sum(axis=-1) - conditional).mean())

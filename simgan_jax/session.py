@@ -1,0 +1,134 @@
+"""One run in its workdir: target, keys, metrics, and resumable training (io)."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from simgan_jax import challenge, checkpoints, metrics, target, train
+from simgan_jax.config import Config
+from simgan_jax.workdir import Workdir
+
+# Streams of the run's key: one for each use, so that no stage moves when another changes.
+STREAMS = ("pool", "gan", "pretrain", "refine", "classifier", "classify", "fitted", "adapt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The unlabelled captchas of a run. names: N; ink: uint8 `[N, H, W]`; gray: as read; scene: what they share."""
+
+    names: tuple[str, ...]
+    gray: np.ndarray
+    ink: np.ndarray
+    scene: target.Scene
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages share: where they write, what they were asked for, and the run's keys by stream."""
+
+    config: Config
+    workdir: Workdir
+    writer: metrics.MetricsWriter
+    keys: Mapping[str, jax.Array]
+    target: Target
+
+
+def stream_keys(seed: int) -> dict[str, jax.Array]:
+    """The run's named key streams, all from one seed."""
+    return dict(zip(STREAMS, jax.random.split(jax.random.key(seed), len(STREAMS)), strict=True))
+
+
+@contextlib.contextmanager
+def open_run(
+    path: str | os.PathLike[str],
+    captchas: str | os.PathLike[str],
+    *,
+    config: Config,
+    identity: Mapping[str, Any],
+    seed: int,
+) -> Iterator[Run]:
+    """A run in its workdir, its target read and its scene estimated.
+
+    Raises:
+      ChallengeError, WorkdirError, MetricsError: unusable input or folder.
+    """
+    start = time.monotonic()
+    records = challenge.read(captchas, height=config.captcha.height, width=config.captcha.width)
+    scene = target.estimate_scene(records.gray, table=records.tables, config=config.target)
+    ink = target.prepare(records.gray, scene, config=config.target)
+    with (
+        Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
+        metrics.MetricsWriter(workdir.path) as writer,
+    ):
+        if not workdir.done("target"):
+            workdir.save("scene", **scene_arrays(scene))
+            workdir.finish("target", time.monotonic() - start, images=len(ink))
+        yield Run(config, workdir, writer, stream_keys(seed), Target(records.names, records.gray, ink, scene))
+
+
+def scene_arrays(scene: target.Scene) -> dict[str, np.ndarray]:
+    """A scene as arrays for `Workdir.save`; `scene_from` is its inverse."""
+    arrays = {"background": scene.background, "mask": scene.mask, "level": np.asarray(scene.level)}
+    return arrays if scene.table is None else arrays | {"table": scene.table}
+
+
+def scene_from(arrays: Mapping[str, np.ndarray]) -> target.Scene:
+    """The scene that `scene_arrays` made arrays of."""
+    return target.Scene(arrays["background"], arrays["mask"], float(arrays["level"]), arrays.get("table"))
+
+
+def checkpoint_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+    """Where a stage's checkpoints are."""
+    return workdir / "checkpoints" / stage.replace("/", "-")
+
+
+def train_stage(
+    run: Run,
+    stage: str,
+    key: jax.Array,
+    start: Callable[[], Any],
+    step_fn: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    data: Any,
+    *,
+    total: int,
+    checkpoint_every: int,
+    log_every: int,
+    watch: Callable[[list[dict[str, float]]], None] | None = None,
+) -> Any:
+    """Trains to `total` steps from the stage's last checkpoint, or from `start()`; returns the final state.
+
+    `watch` sees the stage's metric rows after each new one and may raise.
+    """
+    begin = time.monotonic()
+    with checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
+        current = start()
+        if saved.latest() is not None:
+            current = saved.restore(current)
+        done = int(current.step)
+        if done >= total and run.workdir.done(stage):
+            return current
+        run.writer.resume(stage, done)
+        rows: list[dict[str, float]] = []
+        with metrics.progress(stage, total, initial=done) as bar:
+
+            def log(step: int, current: Any, values: dict[str, float]) -> None:
+                rows.append(values)
+                run.writer.write(stage, step, values)
+                bar.update(step - bar.n)
+                if watch is not None:
+                    watch(rows)
+                if step % checkpoint_every == 0 and step < total:
+                    saved.save(step, current)
+
+            current = train.fit(current, key, step_fn, data, steps=total, chunk=log_every, hooks=[log])
+        saved.save(total, current)
+    if not run.workdir.done(stage):
+        run.workdir.finish(stage, time.monotonic() - begin, steps=total)
+    return current

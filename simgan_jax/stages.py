@@ -1,0 +1,195 @@
+"""What each stage of a run does; the order and the files stand in pipeline.py."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simgan_jax import adapt, classify, fit, glyphs, images, layout, reading, refiner, synthesizer, target
+from simgan_jax.config import ClassifyConfig, Config
+
+DRAW_BATCH = 500
+
+
+class Simulator(NamedTuple):
+    """What captchas are drawn with. atlas: `[K, V, S, S]` in [0, 1]; law: key -> layout; reject: does it reject."""
+
+    atlas: jax.Array
+    law: Callable[[jax.Array], layout.Layout]
+    reject: bool
+
+
+def configured_simulator(config: Config) -> Simulator:
+    """The simulator of `config.synthesizer`, before it has seen the target.
+
+    Raises:
+      ConfigError: a font that cannot be used.
+    """
+    settings, captcha = config.synthesizer, config.captcha
+    atlas = glyphs.make_atlas(
+        settings.fonts or tuple(glyphs.FACES),
+        alphabet=captcha.alphabet,
+        height=captcha.height,
+        cell=synthesizer.cell_size(captcha.height, settings.sizes),
+        sizes=settings.sizes,
+        strokes=settings.strokes,
+    )
+    cells = jnp.asarray(atlas.cells, jnp.float32) / 255.0
+    styles = cells.shape[0]
+    if settings.law == "seed":
+        return Simulator(cells, functools.partial(layout.seed_law, styles=styles, captcha=captcha), True)
+    law = functools.partial(layout.wide_law, styles=styles, captcha=captcha, config=settings)
+    return Simulator(cells, law, False)
+
+
+def fitted_simulator(config: Config, atlas: np.ndarray, poses: np.ndarray) -> Simulator:
+    """The simulator with glyphs `[1, V, S, S]` and poses `[M, L, 3]` that were fitted to the target."""
+    law = functools.partial(
+        layout.fitted_law,
+        styles=atlas.shape[0],
+        poses=jnp.asarray(poses),
+        captcha=config.captcha,
+        config=config.synthesizer,
+    )
+    return Simulator(jnp.asarray(atlas), law, False)
+
+
+def draw_pool(
+    key: jax.Array, simulator: Simulator, scene: target.Scene, *, count: int, config: Config
+) -> classify.Pool:
+    """`count` labelled captchas; number i depends on the key and i alone. The key is consumed.
+
+    Under a law with rejection, an image is its key's first attempt that passes (`layout.separated`).
+    """
+    draw = jax.jit(lambda keys, atlas: synthesizer.synthesize(keys, atlas, scene, law=simulator.law, config=config))
+    passes = jax.jit(lambda ink: layout.separated(ink.astype(jnp.float32) / 255.0, length=config.captcha.length))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+    ink = np.empty((count, config.captcha.height, config.captcha.width), np.uint8)
+    labels = np.empty((count, config.captcha.length), np.int32)
+    poses = np.empty((count, config.captcha.length, 3), np.float32)
+    open_rows, attempt = np.arange(count), 0
+    while len(open_rows):
+        rest = []
+        for start in range(0, len(open_rows), DRAW_BATCH):
+            rows = open_rows[start : start + DRAW_BATCH]
+            index = jnp.asarray(np.resize(rows, DRAW_BATCH))
+            batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys[index], attempt)
+            drawn = draw(batch_keys, simulator.atlas)
+            good = np.asarray(passes(drawn.ink))[: len(rows)] if simulator.reject else np.ones(len(rows), bool)
+            kept = rows[good]
+            ink[kept] = np.asarray(drawn.ink)[: len(rows)][good]
+            labels[kept] = np.asarray(drawn.labels)[: len(rows)][good]
+            poses[kept] = np.asarray(drawn.poses)[: len(rows)][good]
+            rest.append(rows[~good])
+        open_rows, attempt = np.concatenate(rest), attempt + 1
+    return classify.Pool(jnp.asarray(ink), jnp.asarray(labels), jnp.asarray(poses))
+
+
+def refine_pool(params: refiner.Params, pool: classify.Pool, *, config: Config) -> classify.Pool:
+    """The pool with refined ink; labels and poses stay, as the refiner's loss asks (paper 2.1)."""
+
+    @jax.jit
+    def refine(params: refiner.Params, ink: jax.Array) -> jax.Array:
+        return images.to_uint8(refiner.apply(params, images.to_unit(ink), config=config.refiner))
+
+    out = np.empty(pool.ink.shape, np.uint8)
+    for start in range(0, len(out), DRAW_BATCH):
+        batch = np.asarray(pool.ink[start : start + DRAW_BATCH])
+        padded = np.pad(batch, ((0, DRAW_BATCH - len(batch)), (0, 0), (0, 0)))
+        out[start : start + len(batch)] = np.asarray(refine(params, jnp.asarray(padded)))[: len(batch)]
+    return pool._replace(ink=jnp.asarray(out))
+
+
+def take(pool: classify.Pool, count: int) -> classify.Pool:
+    """The first `count` captchas of a pool."""
+    return classify.Pool(*(leaf[:count] for leaf in pool))
+
+
+def mix_pools(*pools: classify.Pool) -> classify.Pool:
+    """One pool of several."""
+    return classify.Pool(*(jnp.concatenate(leaves) for leaves in zip(*pools, strict=True)))
+
+
+def fit_simulator(
+    ink: np.ndarray,
+    readings: reading.Readings,
+    simulator: Simulator,
+    scene: target.Scene,
+    *,
+    config: Config,
+    report: Callable[[int, float], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Glyphs `[1, V, S, S]` and poses `[M, L, 3]` fitted to the surest images of the target `[N, H, W]`.
+
+    `report(step, residual)` is called after each pass over the images.
+    """
+    chosen = fit.choose(readings.probabilities, config=config.fit)
+    size = config.fit.batch_size
+    if len(chosen) > size:
+        chosen = chosen[: len(chosen) // size * size]
+    evidence = fit.Evidence(
+        ink=jnp.asarray(ink[chosen]),
+        labels=jnp.asarray(readings.probabilities[chosen].argmax(axis=-1), jnp.int32),
+        known=jnp.asarray(~scene.mask, jnp.float32),
+    )
+    state = fit.init(simulator.atlas, jnp.asarray(readings.poses[chosen]), config=config.fit)
+    step = jax.jit(
+        lambda state, evidence: fit.fit_step(state, evidence, captcha=config.captcha, config=config.fit),
+        donate_argnums=0,
+    )
+    batches = max(1, len(chosen) // size)
+    for visit in range(config.fit.passes):
+        residuals = []
+        for _ in range(batches):
+            state, residual = step(state, evidence)
+            residuals.append(residual)
+        report((visit + 1) * batches, float(np.mean([np.asarray(r) for r in residuals])))
+    return np.asarray(state.atlas), np.asarray(state.poses)
+
+
+def classify_step(config: Config, total: int) -> Callable[..., tuple[classify.ClassifierState, classify.Metrics]]:
+    """The classifier's step (state, key, pool) of an arm of `total` steps."""
+    return functools.partial(
+        classify.classify_step,
+        captcha=config.captcha,
+        classifier_config=config.classifier,
+        config=dataclasses.replace(config.classify, steps=total),
+    )
+
+
+def adapt_settings(config: Config) -> ClassifyConfig:
+    """The classifier's training settings during self-training."""
+    own = config.adapt
+    return dataclasses.replace(
+        config.classify,
+        steps=own.steps,
+        lr=own.lr,
+        batch_size=own.pool_batch_size,
+        average_decay=own.average_decay,
+    )
+
+
+def adapt_step(config: Config) -> Callable[..., tuple[classify.ClassifierState, classify.Metrics]]:
+    """The self-training step (state, key, (pool, target, marginal))."""
+
+    def step(
+        state: classify.ClassifierState, key: jax.Array, data: tuple[classify.Pool, jax.Array, jax.Array]
+    ) -> tuple[classify.ClassifierState, classify.Metrics]:
+        pool, real, marginal = data
+        return adapt.adapt_step(
+            state,
+            key,
+            pool,
+            real,
+            marginal,
+            config.captcha,
+            classifier_config=config.classifier,
+            classify_config=adapt_settings(config),
+            config=config.adapt,
+        )
+
+    return step

@@ -1,0 +1,45 @@
+"""Strict JAX settings for every test and every script that a test starts, and the shared fixtures."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before JAX is imported, and in the environment, so that child processes are held to the same rules.
+# JAX_PLATFORMS=cuda in the caller's environment runs the suite on a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(
+    JAX_NUMPY_RANK_PROMOTION="raise",
+    JAX_DEBUG_KEY_REUSE="1",
+    JAX_NUM_CPU_DEVICES="2",
+    XLA_PYTHON_CLIENT_PREALLOCATE="false",
+)
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A typed key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_script("experiments.evaluate", "--labels=...")` runs a module as a user would, from the repository root.
+
+    Returns the finished process with its text output; the exit code is the caller's to check. Fails after `timeout`
+    seconds, so that a script that waits for something does not hang the suite.
+    """
+
+    def run(module: str, *args: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *map(str, args)]
+        return subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
