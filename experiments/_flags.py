@@ -1,10 +1,12 @@
 """Flags and exit codes that the scripts share."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
@@ -24,6 +26,11 @@ USER_ERRORS = (
 PRESET = flags.DEFINE_enum("preset", "cpu", sorted(presets.PRESETS), "Named configuration to start from.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, or continued where it stopped.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "simgan_jax"),
+    "Folder for compiled programs, which later runs load instead of compiling; empty for none.",
+)
 _CONFIG = config_flags.DEFINE_config_dict(
     "config",
     config_dict.ConfigDict(dataclasses.asdict(config.Config())),
@@ -49,6 +56,9 @@ def run(main: Callable[[], int | None]) -> None:
         if argv[1:]:
             print(f"unknown argument {argv[1]!r}: see --help", file=sys.stderr)
             return 2
+        if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", _CACHE.value)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         try:
             return main()
         except USER_ERRORS as error:

@@ -17,7 +17,7 @@ class CollapseError(RuntimeError):
 def messages(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Faults that the last rows show, none if all is well.
 
-    A metric that is not finite is a fault at once; the others must hold over the whole window. `change` is the mean
+    A metric that is not finite is a fault at once; the others must hold over the whole window. `refiner_reg` is the mean
     |R(x) - x| per pixel in [-1, 1] units.
     """
     if not rows:
@@ -28,16 +28,14 @@ def messages(rows: Sequence[Mapping[str, float]]) -> list[str]:
     window = rows[-WINDOW:]
     if found or len(window) < WINDOW:
         return found
-    if all(
-        row["discriminator_accuracy_real"] > SURE and row["discriminator_accuracy_refined"] > SURE for row in window
-    ):
+    if all(row["accuracy_real"] > SURE and row["accuracy_refined"] > SURE for row in window):
         found.append(
             "the discriminator tells real from refined without a doubt: lower lambda_reg or discriminator_lr, "
             "or check that both domains have the same value range"
         )
     if all(row["dead_logits"] > DEAD for row in window):
         found.append("most of the discriminator's logits are dead (equal): lower discriminator_lr or use a leak")
-    if all(row["change"] > MOST_CHANGE for row in window):
+    if all(row["refiner_reg"] > MOST_CHANGE for row in window):
         found.append("the refiner redraws the whole image: raise lambda_reg")
     return found
 

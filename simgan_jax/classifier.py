@@ -4,7 +4,7 @@ Two kinds behind one interface: the seed's network, and one attention map for ea
 convolutional trunk, which trains many times faster.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -127,6 +127,6 @@ def apply(
     dropout_key: jax.Array | None = None,
 ) -> Reading:
     """Reads images `[B, H, W, 1]` in [-1, 1]; with a key (consumed) dropout is on, as in training."""
-    train = dropout_key is not None
-    rngs = {"dropout": dropout_key} if train else None
-    return _module(captcha, config).apply({"params": params}, images, train=train, rngs=rngs)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    reading = _module(captcha, config).apply({"params": params}, images, train=rngs is not None, rngs=rngs)
+    return cast(Reading, reading)

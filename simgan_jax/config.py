@@ -164,6 +164,7 @@ class RefineConfig:
     history_size: int = 3200
     checkpoint_every: int = 100
     log_every: int = 10
+    clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("refine.psi", self.psi, PSIS)
@@ -171,7 +172,7 @@ class RefineConfig:
         _positive("refine", self, "batch_size", "k_g", "k_d", "refiner_lr", "discriminator_lr")
         _positive("refine", self, "checkpoint_every", "log_every")
         _not_negative("refine", self, "steps", "refiner_pretrain_steps", "discriminator_pretrain_steps")
-        _not_negative("refine", self, "lambda_reg", "lambda_label", "history_size")
+        _not_negative("refine", self, "lambda_reg", "lambda_label", "history_size", "clip_norm")
         _require(
             self.batch_size % 2 == 0, "refine.batch_size", self.batch_size, "must be even: half comes from the history"
         )

@@ -51,7 +51,7 @@ _conv.defvjp(_forward, _backward)
 def kernel_gradient(
     x: jax.Array, g: jax.Array, *, size: tuple[int, int], stride: int = 1, padding: str = "SAME"
 ) -> jax.Array:
-    """Gradient `[h, w, C, O]` of a loss by the kernel, as one matrix product an image.
+    """Gradient `[h, w, C, O]` of a loss by the kernel, as `h` matrix products an image.
 
     Args:
       x: `[B, H, W, C]`, the convolution's input.
@@ -62,23 +62,23 @@ def kernel_gradient(
     pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     # The product is fastest with the narrower factor transposed on its left.
-    features_first = features <= size[0] * size[1] * channels
+    features_first = features <= size[1] * channels
 
     def add(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, g = image
-        shifted = [
-            x[i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
-            for i in range(size[0])
-            for j in range(size[1])
-        ]
-        patches = jnp.concatenate(shifted, -1).reshape(rows * columns, -1)
+        # Unfolded along the rows alone: the other direction is a window of whole rows, which costs no rearranging.
+        taps = [x[:, j : j + (columns - 1) * stride + 1 : stride] for j in range(size[1])]
+        unfolded = jnp.concatenate(taps, -1)
+        windows = [unfolded[i : i + (rows - 1) * stride + 1 : stride] for i in range(size[0])]
+        matrices = [window.reshape(rows * columns, size[1] * channels) for window in windows]
         g = g.reshape(rows * columns, features)
-        return total + (g.T @ patches if features_first else patches.T @ g), None
+        products = [g.T @ matrix if features_first else matrix.T @ g for matrix in matrices]
+        return total + jnp.stack(products), None
 
-    shape = (features, size[0] * size[1] * channels)
-    # Image by image, so that the patches of one stay in the cache and their memory does not grow with the batch.
-    total, _ = jax.lax.scan(add, jnp.zeros(shape if features_first else shape[::-1], g.dtype), (x, g))
-    return (total.T if features_first else total).reshape(*size, channels, features)
+    shape = (features, size[1] * channels) if features_first else (size[1] * channels, features)
+    # Image by image, so that what is unfolded stays in the cache and its memory does not grow with the batch.
+    total, _ = jax.lax.scan(add, jnp.zeros((size[0], *shape), g.dtype), (x, g))
+    return (total.mT if features_first else total).reshape(*size, channels, features)
 
 
 class Conv(nn.Module):

@@ -4,7 +4,7 @@ Images are float32 `[B, H, W, 1]` in [-1, 1]. The logits are linear: with a ReLU
 implementations have it, both can die at 0 and the loss stays at ln 2.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -94,4 +94,4 @@ def apply(params: Params, images: jax.Array, *, config: DiscriminatorConfig) -> 
 
     `params` are those that `normalize` gives.
     """
-    return _Discriminator(config).apply({"params": params}, images)
+    return cast(jax.Array, _Discriminator(config).apply({"params": params}, images))

@@ -17,7 +17,7 @@ class HistoryState:
     size: jax.Array
 
 
-def init(capacity: int, shape: tuple[int, int, int]) -> HistoryState:
+def init(capacity: int, shape: tuple[int, ...]) -> HistoryState:
     """An empty history for images `[H, W, C]`; with capacity 0 it stays empty.
 
     Raises:

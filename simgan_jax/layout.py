@@ -34,11 +34,10 @@ class Layout(NamedTuple):
 
 def affine(rotation: jax.Array, scale: jax.Array, shear: jax.Array) -> jax.Array:
     """Matrices `[..., 2, 2]` (y, x) of a rotation (radians, counter-clockwise), a scale and a shear."""
-    cos, sin = jnp.cos(rotation), jnp.sin(rotation)
-    rotate = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
-    one, zero = jnp.ones_like(shear), jnp.zeros_like(shear)
-    slant = jnp.stack([jnp.stack([one, zero], -1), jnp.stack([shear, one], -1)], -2)
-    return scale[..., None, None] * (rotate @ slant)
+    cos, sin = scale * jnp.cos(rotation), scale * jnp.sin(rotation)
+    # Written out: a matrix product may round differently in a batch than alone.
+    rows = [jnp.stack([cos - sin * shear, -sin], -1), jnp.stack([sin + cos * shear, cos], -1)]
+    return jnp.stack(rows, -2)
 
 
 def wide_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig, config: SynthesizerConfig) -> Layout:

@@ -6,7 +6,7 @@ target -> simulator -> pretrain, refine -> classify (two arms) -> fit and classi
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
         run,
         "pretrain/discriminator",
         run.keys["pretrain"],
-        lambda: state.next_phase(refiner_state),
+        lambda: state.restart(refiner_state),
         functools.partial(steps.discriminator_pretrain_step, config=config),
         (pool, real),
         total=settings.discriminator_pretrain_steps,
@@ -70,7 +70,7 @@ def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
         run,
         "refine",
         run.keys["refine"],
-        lambda: state.next_phase(pretrained),
+        lambda: state.restart(pretrained),
         functools.partial(steps.simgan_step, config=config),
         (pool, real),
         total=settings.steps,
@@ -178,6 +178,39 @@ def mean_readings(*parts: reading.Readings) -> reading.Readings:
     return reading.Readings(probabilities, poses)
 
 
+class Round(NamedTuple):
+    """A round of fitting. drawn: captchas of the fitted simulator; mixed: those that `params` were trained on."""
+
+    arm: str
+    simulator: stages.Simulator
+    drawn: classify.Pool
+    mixed: classify.Pool
+    params: classifier.Params
+    readings: reading.Readings
+
+
+def fit_rounds(
+    run: Run, belief: reading.Readings, params: classifier.Params, refined: classify.Pool
+) -> Iterator[Round]:
+    """Rounds of fitting the simulator to what is believed of the target, training on, and reading again.
+
+    Args:
+      belief: what the arms so far read together; params: the classifier that goes on.
+      refined: captchas of which a share stays among the fitted ones.
+    """
+    config = run.config
+    simulator = stages.configured_simulator(config)
+    for number in range(config.fit.rounds):
+        simulator = fit_stage(run, number, belief, simulator)
+        key = jax.random.fold_in(run.keys["fitted"], number)
+        drawn = stages.draw_pool(key, simulator, run.target.scene, count=config.fit.pool, config=config)
+        mixed = stages.mix_pools(drawn, stages.take(refined, round(config.fit.wide_share * config.fit.pool)))
+        arm = f"fitted{number}"
+        params = classify_stage(run, arm, mixed, params, total=config.fit.steps[number])
+        belief = read_arm(run, arm, params)
+        yield Round(arm, simulator, drawn, mixed, params, belief)
+
+
 class Trained(NamedTuple):
     """Readings and parameters of each arm in the order of training, and figures for the report."""
 
@@ -207,15 +240,10 @@ def train_and_read(run: Run) -> Trained:
     for arm, source in (("synthetic", pool), ("refined", refined)):
         learn(arm, classify_stage(run, arm, source, None, total=config.classify.steps))
     belief, latest, mixed = mean_readings(*arms.values()), params["refined"], refined
-    for number in range(config.fit.rounds):
-        simulator = fit_stage(run, number, belief, simulator)
-        key = jax.random.fold_in(run.keys["fitted"], number)
-        fitted = stages.draw_pool(key, simulator, run.target.scene, count=config.fit.pool, config=config)
-        figures.append(simulator_figure(run, number, simulator, fitted))
-        mixed = stages.mix_pools(fitted, stages.take(refined, round(config.fit.wide_share * config.fit.pool)))
-        arm = f"fitted{number}"
-        latest = classify_stage(run, arm, mixed, latest, total=config.fit.steps[number])
-        belief = learn(arm, latest)
+    for number, fitted in enumerate(fit_rounds(run, belief, latest, refined)):
+        params[fitted.arm], arms[fitted.arm] = fitted.params, fitted.readings
+        figures.append(simulator_figure(run, number, fitted.simulator, fitted.drawn))
+        belief, latest, mixed = fitted.readings, fitted.params, fitted.mixed
     if config.adapt.steps:
         learn("adapted", adapt_stage(run, mixed, latest, belief))
     return Trained(arms, params, figures)

@@ -3,7 +3,7 @@
 Images are float32 `[B, H, W, 1]` in [-1, 1], before and after.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -70,4 +70,4 @@ def apply(params: Params, images: jax.Array, *, config: RefinerConfig) -> jax.Ar
 
     The output is a tanh as in the paper, or with `config.residual` the input plus what the network adds, bounded.
     """
-    return _Refiner(config).apply({"params": params}, images)
+    return cast(jax.Array, _Refiner(config).apply({"params": params}, images))

@@ -45,6 +45,18 @@ def stream_keys(seed: int) -> dict[str, jax.Array]:
     return dict(zip(STREAMS, jax.random.split(jax.random.key(seed), len(STREAMS)), strict=True))
 
 
+def read_target(captchas: str | os.PathLike[str], *, config: Config) -> Target:
+    """The captchas of a folder and the scene that they share.
+
+    Raises:
+      ChallengeError: unusable input.
+    """
+    records = challenge.read(captchas, height=config.captcha.height, width=config.captcha.width)
+    scene = target.estimate_scene(records.gray, table=records.tables, config=config.target)
+    ink = target.prepare(records.gray, scene, config=config.target)
+    return Target(records.names, records.gray, ink, scene)
+
+
 @contextlib.contextmanager
 def open_run(
     path: str | os.PathLike[str],
@@ -60,17 +72,15 @@ def open_run(
       ChallengeError, WorkdirError, MetricsError: unusable input or folder.
     """
     start = time.monotonic()
-    records = challenge.read(captchas, height=config.captcha.height, width=config.captcha.width)
-    scene = target.estimate_scene(records.gray, table=records.tables, config=config.target)
-    ink = target.prepare(records.gray, scene, config=config.target)
+    seen = read_target(captchas, config=config)
     with (
         Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
         metrics.MetricsWriter(workdir.path) as writer,
     ):
         if not workdir.done("target"):
-            workdir.save("scene", **scene_arrays(scene))
-            workdir.finish("target", time.monotonic() - start, images=len(ink))
-        yield Run(config, workdir, writer, stream_keys(seed), Target(records.names, records.gray, ink, scene))
+            workdir.save("scene", **scene_arrays(seen.scene))
+            workdir.finish("target", time.monotonic() - start, images=len(seen.ink))
+        yield Run(config, workdir, writer, stream_keys(seed), seen)
 
 
 def scene_arrays(scene: target.Scene) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from flax import struct
 
 from simgan_jax import discriminator, history, refiner
 from simgan_jax.config import Config, RefineConfig
+from simgan_jax.history import HistoryState
 
 
 @struct.dataclass
@@ -31,9 +32,9 @@ class SimGANState:
 
     refiner: NetState
     discriminator: NetState
-    average: refiner.Params
+    average: Any
     spectral: Any
-    history: history.HistoryState
+    history: HistoryState
     step: jax.Array
 
 
@@ -77,7 +78,7 @@ def restart(state: SimGANState) -> SimGANState:
     Both optimisers go on with their moments, which forget the last stage within some tens of steps. Arrays are
     shared with the old state, which is gone once the new one is donated.
     """
-    return dataclasses.replace(state, average=_copy(state.refiner.params), step=jnp.zeros((), jnp.int32))  # type: ignore[attr-defined]
+    return dataclasses.replace(state, average=_copy(state.refiner.params), step=jnp.zeros((), jnp.int32))
 
 
 def _copy(params: Any) -> Any:

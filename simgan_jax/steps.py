@@ -6,6 +6,7 @@ that knows nothing), |refined - synthetic| per pixel (images span 2), shares and
 the sum over patches and pixels, mean over the batch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ def discriminator_pretrain_step(
     state: SimGANState, key: jax.Array, data: Data, *, config: Config
 ) -> tuple[SimGANState, Metrics]:
     """One update of the discriminator on real and freshly refined images, no history (paper 3.1). Consumes the key."""
-    pretrained = dataclasses.replace(state, history=history.init(0, state.history.data.shape[1:]))  # type: ignore[attr-defined]
+    pretrained = dataclasses.replace(state, history=history.init(0, state.history.data.shape[1:]))
     updated, metrics = _discriminator_update(pretrained, key, data, config=config)
     return _finish(updated, history=state.history, config=config), metrics
 
@@ -82,7 +83,7 @@ def simgan_step(
         return _discriminator_update(state, key, data, config=config)
 
     refiner_state, refiner_metrics = _repeat(refine, state.refiner, refiner_key, config.refine.k_g)
-    state = dataclasses.replace(state, refiner=refiner_state)  # type: ignore[attr-defined]
+    state = dataclasses.replace(state, refiner=refiner_state)
     state, discriminator_metrics = _repeat(judge, state, discriminator_key, config.refine.k_d)
     size = {"history_size": state.history.size.astype(jnp.float32)}
     return _finish(state, config=config), refiner_metrics | discriminator_metrics | size
@@ -147,7 +148,7 @@ def _discriminator_update(
     _, spectral = discriminator.normalize(net.params, state.spectral, config=config.discriminator)
     # The half of the fresh images that this update did not see, where there is a history.
     new_history = history.add(state.history, add_key, refined[: refined.shape[0] // 2])
-    return dataclasses.replace(state, discriminator=net, spectral=spectral, history=new_history), metrics  # type: ignore[attr-defined]
+    return dataclasses.replace(state, discriminator=net, spectral=spectral, history=new_history), metrics
 
 
 def _draw(key: jax.Array, data: Synthetic, *, config: RefineConfig) -> tuple[jax.Array, jax.Array]:
@@ -182,7 +183,7 @@ def _descend(
     """One update of one network by the gradient of its objective."""
     (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(net.params)
     updates, opt_state = optimizer(config, learning_rate).update(gradient, net.opt_state, net.params)
-    metrics = metrics | {f"{name}_grad_norm": optax.global_norm(gradient)}
+    metrics = metrics | {f"{name}_grad_norm": optax.tree.norm(gradient)}
     return NetState(optax.apply_updates(net.params, updates), opt_state), metrics
 
 
@@ -190,8 +191,17 @@ def _repeat(
     update: Callable[[Any, jax.Array], tuple[Any, Metrics]], state: Any, key: jax.Array, count: int
 ) -> tuple[Any, Metrics]:
     """`count` updates with keys of their own, and the mean of their metrics."""
-    unroll = count if backend.has_slow_convolution_gradients() else 1
-    state, metrics = jax.lax.scan(update, state, jax.random.split(key, count), unroll=unroll)
+    if count == 1:
+        # A scan of one step stays a loop, whatever its `unroll`.
+        return update(state, key)
+    keys = jax.random.split(key, count)
+    if backend.has_slow_convolution_gradients():
+        rows = []
+        for i in range(count):
+            state, row = update(state, keys[i])
+            rows.append(row)
+        return state, jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *rows)
+    state, metrics = jax.lax.scan(update, state, keys)
     return state, jax.tree.map(jnp.mean, metrics)
 
 
@@ -200,8 +210,8 @@ def _finish(state: SimGANState, *, config: Config, **changes: Any) -> SimGANStat
 
     The average weighs early steps less, so that it does not cling to the parameters that it began with.
     """
-    state = dataclasses.replace(state, **changes)  # type: ignore[attr-defined]
+    state = dataclasses.replace(state, **changes)
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.refine.average_decay, (1.0 + step) / (10.0 + step))
     average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.average, state.refiner.params)
-    return dataclasses.replace(state, average=average, step=state.step + 1)  # type: ignore[attr-defined]
+    return dataclasses.replace(state, average=average, step=state.step + 1)

@@ -1,7 +1,8 @@
 """Keyed synthesis of labelled captchas on the device.
 
-`key -> (images, labels, poses)`: every image is a pure function of its own key, so an image is the same
-alone or in a batch. A law (`layout.py`) draws where glyphs stand; `render` and `develop` are deterministic.
+`key -> (ink, labels, poses)`: every image is a pure function of its own key, so an image is the same alone or
+in a batch. A law (`layout.py`) draws where glyphs stand; what comes after is deterministic. `draw` is the fast way,
+in whole numbers; `render` draws the same in float32 and has gradients, to fit glyphs and poses to a target.
 """
 
 from collections.abc import Callable
@@ -9,10 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simgan_jax import images, target
 from simgan_jax.config import Config
 from simgan_jax.layout import Layout
+
+# Glyph coordinates are whole numbers of 2^-14 pixels, of which 8 bits weigh neighbouring pixels.
+FRACTION_BITS, WEIGHT_BITS = 14, 8
 
 
 class Synthetic(NamedTuple):
@@ -28,69 +33,127 @@ def cell_size(height: int, sizes: tuple[float, ...]) -> int:
     return 2 * round(0.75 * max(sizes) * height + 2)
 
 
+def pack(atlas: jax.Array) -> jax.Array:
+    """Uint32 `[K, V, S, S]` of an atlas in [0, 1]: a pixel and its right, lower and lower right neighbours, a byte each.
+
+    One look-up then gives all that a bilinear sample needs.
+    """
+    levels = jnp.round(atlas * 255.0).astype(jnp.uint32)
+    pairs = levels | jnp.roll(levels, -1, axis=-1) << 8
+    return pairs | jnp.roll(pairs, -1, axis=-2) << 16
+
+
+def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.Array:
+    """Coverage in [0, 1], `[B, H, W]`: glyphs `[B, L]` laid opaque over each other, as `render` within 2/255.
+
+    Args:
+      packed: uint32 `[K, V, S, S]` from `pack`.
+      layout: leaves with a leading `[B, L]`.
+    """
+    size = packed.shape[-1]
+    inverse, offset, page = _glyph_frame(layout, packed.shape)
+    matrix, shift = _fixed(inverse), _fixed(offset)
+    rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, width), np.int32))
+    pixels = packed.reshape(-1)
+    limit = jnp.uint32((size - 1) << FRACTION_BITS)
+    bare = jnp.ones((page.shape[0], height * width))
+    for slot in range(page.shape[1]):
+        y, x = (
+            matrix[:, slot, axis, 0, None] * rows
+            + matrix[:, slot, axis, 1, None] * columns
+            + shift[:, slot, axis, None]
+            for axis in (0, 1)
+        )
+        inside = (y.astype(jnp.uint32) < limit) & (x.astype(jnp.uint32) < limit)
+        place = page[:, slot, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
+        # Without the barrier XLA moves the gather's reshape through what follows, which then runs unvectorised.
+        taps = jax.lax.optimization_barrier(pixels.at[place].get(mode="promise_in_bounds"))
+        level = _interpolate(taps, _weight(y), _weight(x))
+        scale = 1.0 / (255 << 2 * WEIGHT_BITS)
+        bare = bare * (1.0 - jnp.where(inside, level, 0).astype(jnp.int32).astype(jnp.float32) * scale)
+    return (1.0 - bare).reshape(-1, height, width)
+
+
+def _fixed(x: jax.Array) -> jax.Array:
+    return jnp.round(x * 2.0**FRACTION_BITS).astype(jnp.int32)
+
+
+def _weight(x: jax.Array) -> jax.Array:
+    return (x.astype(jnp.uint32) >> (FRACTION_BITS - WEIGHT_BITS)) & (2**WEIGHT_BITS - 1)
+
+
+def _interpolate(taps: jax.Array, fy: jax.Array, fx: jax.Array) -> jax.Array:
+    """255 * 2^16 times the bilinear sample: both rows of two pixels at once, in the halves of 32 bits."""
+    one, halves = 2**WEIGHT_BITS, 0x00FF00FF
+    both = (taps & halves) * (one - fx) + ((taps >> 8) & halves) * fx
+    return (both & 0xFFFF) * (one - fy) + (both >> 16) * fy
+
+
 def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.Array:
-    """Coverage in [0, 1], `[B, H, W]`: glyphs `[B, L]` laid opaque over each other.
+    """Coverage in [0, 1], `[B, H, W]`: glyphs `[B, L]` laid opaque over each other; differentiable.
+
+    Gradients reach the atlas and the layout's centre and matrix. A glyph is looked for in S columns about its centre.
 
     Args:
       atlas: `[K, V, S, S]` in [0, 1].
       layout: leaves with a leading `[B, L]`.
     """
-    cells = _warp(atlas, layout)
     size = atlas.shape[-1]
-    corner = jnp.floor(layout.centre) - size // 2
-    rows = _placement(corner[..., 0], size, height)
-    columns = _placement(corner[..., 1], size, width)
-    planes = jnp.einsum("blhs,blst,blwt->blhw", rows, cells, columns)
-    return 1.0 - jnp.prod(1.0 - jnp.clip(planes, 0.0, 1.0), axis=1)
+    inverse, offset, page = _glyph_frame(layout, atlas.shape)
+    corner = jnp.floor(layout.centre[..., 1]) - size // 2
+    offset = offset + inverse[..., 1] * corner[..., None]
+    rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, size)).astype(np.float32))
+    # Four shifted atlases and one index, not four indices: the index, and in the gradient its scatter, is slow to make.
+    neighbours = [jnp.roll(atlas.reshape(-1), -step) for step in (0, 1, size, size + 1)]
+    bare = jnp.ones((page.shape[0], height, width))
+    for slot in range(page.shape[1]):
+        y, x = (
+            inverse[:, slot, axis, 0, None] * rows
+            + inverse[:, slot, axis, 1, None] * columns
+            + offset[:, slot, axis, None]
+            for axis in (0, 1)
+        )
+        inside = (y >= 0) & (y < size - 1) & (x >= 0) & (x < size - 1)
+        top, left = y.astype(jnp.int32), x.astype(jnp.int32)
+        place = page[:, slot, None] + jnp.where(inside, top * size + left, 0)
+        a, b, c, d = (_where(inside, pixels.at[place].get(mode="promise_in_bounds")) for pixels in neighbours)
+        fy, fx = y - top, x - left
+        upper, lower = a + (b - a) * fx, c + (d - c) * fx
+        strip = (upper + (lower - upper) * fy).reshape(-1, height, size)
+        columns_at = _placement(corner[:, slot], size, width)
+        bare = bare * (1.0 - jnp.einsum("bhs,bws->bhw", strip, columns_at, precision="highest"))
+    return 1.0 - bare
+
+
+def _where(inside: jax.Array, taps: jax.Array) -> jax.Array:
+    # The barrier is for the same reason as in `draw`.
+    return jnp.where(inside, jax.lax.optimization_barrier(taps), 0.0)
 
 
 def _placement(corner: jax.Array, size: int, extent: int) -> jax.Array:
-    """0/1 matrices `[B, L, extent, size]` that put a cell at an integer corner; what leaves the image is cut."""
-    where = corner[..., None, None] + jnp.arange(size, dtype=jnp.float32)[None, None, None, :]
-    return (where == jnp.arange(extent, dtype=jnp.float32)[None, None, :, None]).astype(jnp.float32)
+    """0/1 matrices `[B, extent, size]` that put strips at whole corners `[B]`; what leaves the image is cut."""
+    where = corner[:, None, None] + jnp.arange(size, dtype=jnp.float32)[None, None, :]
+    return (where == jnp.arange(extent, dtype=jnp.float32)[None, :, None]).astype(jnp.float32)
 
 
-def _warp(atlas: jax.Array, layout: Layout) -> jax.Array:
-    """Cells `[B, L, S, S]` under each glyph's matrix and sub-pixel shift, bilinear."""
-    _, vocabulary, size, _ = atlas.shape
-    middle = size // 2
-    offset = jnp.arange(size, dtype=jnp.float32) - middle
-    grid = jnp.stack(jnp.meshgrid(offset, offset, indexing="ij"), -1)
-    fraction = layout.centre - jnp.floor(layout.centre)
-    inverse = _inverse(layout.matrix)
-    moved = grid[None, None] - fraction[:, :, None, None, :]
-    source = (
-        inverse[:, :, None, None, :, 0] * moved[..., 0:1]
-        + inverse[:, :, None, None, :, 1] * moved[..., 1:2]
-        + float(middle)
-    )
-    y, x = source[..., 0], source[..., 1]
-    y0, x0 = jnp.floor(y), jnp.floor(x)
-    fy, fx = y - y0, x - x0
-    base = ((layout.style * vocabulary + layout.labels) * (size * size))[:, :, None, None]
-    flat = atlas.reshape(-1)
-    yi, xi = y0.astype(jnp.int32), x0.astype(jnp.int32)
+def _glyph_frame(layout: Layout, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What takes an image point p to its glyph's cell, `inverse @ p + offset`, and the cell's place in the atlas.
 
-    def tap(dy: int, dx: int) -> jax.Array:
-        row, column = yi + dy, xi + dx
-        inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
-        return jnp.where(inside, flat[jnp.where(inside, base + row * size + column, 0)], 0.0)
-
-    top = tap(0, 0) * (1 - fx) + tap(0, 1) * fx
-    bottom = tap(1, 0) * (1 - fx) + tap(1, 1) * fx
-    return top * (1 - fy) + bottom * fy
-
-
-def _inverse(matrix: jax.Array) -> jax.Array:
-    a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
+    Returns inverse `[B, L, 2, 2]`, offset `[B, L, 2]`, page int32 `[B, L]`.
+    """
+    _, vocabulary, size, _ = shape
+    a, b, c, d = (layout.matrix[..., i, j] for i in (0, 1) for j in (0, 1))
     adjugate = jnp.stack([jnp.stack([d, -b], -1), jnp.stack([-c, a], -1)], -2)
-    return adjugate / (a * d - b * c)[..., None, None]
+    inverse = adjugate / (a * d - b * c)[..., None, None]
+    y, x = layout.centre[..., 0, None], layout.centre[..., 1, None]
+    offset = size // 2 - (inverse[..., 0] * y + inverse[..., 1] * x)
+    return inverse, offset, (layout.style * vocabulary + layout.labels) * (size * size)
 
 
 def develop(coverage: jax.Array, scene: target.Scene, *, config: Config) -> jax.Array:
     """Uint8 ink `[B, H, W]` of coverage `[B, H, W]`: painted on the scene, coded, and read back as a real image is."""
-    background = jnp.asarray(scene.background)
-    gray = background + coverage * (scene.level - background)
+    background = jnp.asarray(scene.background)[None]
+    gray = jnp.round(background + coverage * (scene.level - background))
     if scene.table is not None and config.synthesizer.codec:
         gray = images.codec(gray, jnp.asarray(scene.table))
     return target.to_ink(gray, scene, config=config.target)
@@ -108,11 +171,12 @@ def synthesize(
 
     Args:
       keys: typed keys `[B]`; consumed.
-      atlas: `[K, V, S, S]` in [0, 1].
+      atlas: `[K, V, S, S]` in [0, 1], or the same packed, which saves packing a large one in every call.
       scene: what the target's images share.
       law: key -> layout of one image (leaves `[L, ...]`).
     """
     layout = jax.vmap(law)(keys)
-    coverage = render(atlas, layout, height=config.captcha.height, width=config.captcha.width)
+    packed = atlas if atlas.dtype == jnp.uint32 else pack(atlas)
+    coverage = draw(packed, layout, height=config.captcha.height, width=config.captcha.width)
     poses = jnp.concatenate([layout.centre, layout.rotation[..., None]], -1)
     return Synthetic(develop(coverage, scene, config=config), layout.labels, poses)

@@ -46,7 +46,7 @@ def to_ink(gray: jax.Array, scene: Scene, *, config: TargetConfig) -> jax.Array:
     if config.representation == "binary":
         binary = images.binarise(gray, threshold=config.threshold)
         return jnp.where(jnp.asarray(scene.mask), jnp.uint8(255), binary)
-    ink = images.extract_ink(gray, jnp.asarray(scene.background), jnp.asarray(scene.mask), level=scene.level)
+    ink = images.extract_ink(gray, scene.background, scene.mask, level=scene.level)
     return jnp.round(ink * 255.0).astype(jnp.uint8)
 
 

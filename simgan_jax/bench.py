@@ -1,0 +1,364 @@
+"""One seed of a study: what its arms share is made once, by the stages of the main job (io)."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simgan_jax import (
+    adapt,
+    alarms,
+    alphabet,
+    atomic,
+    classifier,
+    classify,
+    estimate,
+    grids,
+    images,
+    measures,
+    metrics,
+    parts,
+    pipeline,
+    reading,
+    refiner,
+    session,
+    stages,
+    studies,
+    workdir,
+)
+from simgan_jax.config import CaptchaConfig, Config, ConfigError, TargetConfig
+from simgan_jax.parts import BASE, READER, ROUTE, Part
+from simgan_jax.studies import Arm
+
+ARM = "arm"
+MEASURED = 1000
+SHEET = 20
+SHOWN = 10
+AUGMENTED_COPIES = 10
+# Ink within this share of the image height around a glyph's centre may be the glyph's.
+GLYPH_RADIUS = 0.36
+# Folded into the seed's key; beside the streams of a run.
+MEASURE_STREAM, ORACLE_STREAM = 1001, 1002
+
+ReadTarget = Callable[[CaptchaConfig, TargetConfig], session.Target]
+
+
+class Answer(NamedTuple):
+    """What an arm made of the target. texts: N readings; believed: share it believes right; None if it collapsed.
+
+    seconds: of its own stages; seconds_with: of all that it builds on as well.
+    """
+
+    texts: list[str] | None
+    believed: float
+    seconds: float
+    seconds_with: float
+    measures: dict[str, float]
+    folder: pathlib.Path
+    collapsed: str = ""
+
+
+class Bench:
+    """The parts of one seed in a folder. What is done is loaded, whichever arm or study did it.
+
+    Args:
+      path: folder of the seed.
+      read_target: the unlabelled captchas as a configuration prepares them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], read_target: ReadTarget, *, seed: int) -> None:
+        self._path = pathlib.Path(path)
+        self._read_target = read_target
+        self._seed = seed
+        self._memo: dict[str, tuple[str, Any]] = {}
+
+    def answer(self, arm: Arm, config: Config) -> Answer:
+        """Trains an arm that needs no labels, unless that is done, and measures its refiner."""
+        config, part = studies.arm_config(arm, config), parts.of_arm(arm)
+        found = self._facts(part, config, "collapsed")
+        if found is None and self._facts(part, config, f"predict/{ARM}") is None:
+            try:
+                self._train(arm, config)
+            except alarms.CollapseError as error:
+                with self._open(part, config) as run:
+                    run.workdir.finish("collapsed", 0.0, message=str(error))
+                found = {"message": str(error)}
+        if found is not None:
+            return self._answer(part, config, None, {}, found["message"])
+        measured = self._measure(arm, config) if arm.refines else {}
+        with self._open(part, config) as run:
+            readings = reading.Readings(**run.workdir.load(f"readings.{ARM}"))
+        return self._answer(part, config, readings, measured)
+
+    def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
+        """Trains on the real labels of the captchas `seen`, by name, and reads the whole target."""
+        config = studies.arm_config(arm, config)
+        config = dataclasses.replace(config, classify=dataclasses.replace(config.classify, pose_weight=0.0))
+        digest = hashlib.sha256(json.dumps([(name, truth[name]) for name in seen]).encode()).hexdigest()[:16]
+        steps = studies.route_steps(config)
+        recipe = {"augmented": arm.augmented, "seen": len(seen), "truth": digest, "steps": steps}
+        groups = ("captcha", "target", *READER) + (("adapt",) if arm.augmented else ())
+        part = Part("oracle", groups, recipe)
+        with self._open(part, config) as run:
+            pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
+            params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
+            readings = pipeline.read_arm(run, ARM, params)
+        return self._answer(part, config, readings, {})
+
+    def picture(self, arm: Arm, config: Config) -> bytes | None:
+        """The picture of an arm's refiner or of its fitted simulator, PNG."""
+        config = studies.arm_config(arm, config)
+        part = parts.refiner(arm.simulator) if arm.refines else parts.of_arm(arm)
+        path = self._folder(part, config) / "picture.png"
+        return path.read_bytes() if path.is_file() else None
+
+    def sheet(self, arm: Arm, config: Config) -> tuple[bytes, Any] | None:
+        """A sheet of real and refined captchas for a human test, PNG, and its key."""
+        if not arm.refines:
+            return None
+        folder = self._folder(parts.refiner(arm.simulator), studies.arm_config(arm, config))
+        path = folder / "turing.png"
+        return (path.read_bytes(), workdir.read_json(folder / "turing.json")) if path.is_file() else None
+
+    def _train(self, arm: Arm, config: Config) -> None:
+        """Trains and reads; what the target shows then stands in the part's folder."""
+        if arm.training == "rounds":
+            last = self._rounds(config)
+            params, belief, pool = last.params, last.readings, last.mixed
+        else:
+            params, belief = self._classifier(arm.simulator, arm.images, arm.share, config)
+            pool = self._shown(arm.simulator, arm.images, arm.share, config) if arm.self_trained else None
+        if arm.self_trained:
+            with self._open(parts.of_arm(arm), config) as run:
+                adapted = pipeline.adapt_stage(run, cast(classify.Pool, pool), params, belief)
+                pipeline.read_arm(run, ARM, adapted)
+
+    def _classifier(
+        self, simulator: str, shown: str, share: float, config: Config
+    ) -> tuple[classifier.Params, reading.Readings]:
+        part = parts.classifier(simulator, shown, share)
+        done = self._facts(part, config, f"classify/{ARM}") is not None
+        pool = None if done else self._shown(simulator, shown, share, config)
+        with self._open(part, config) as run:
+            # A finished stage is restored and looks at no data.
+            data = cast(classify.Pool, pool)
+            params = pipeline.classify_stage(run, ARM, data, None, total=config.classify.steps)
+            return params, pipeline.read_arm(run, ARM, params)
+
+    def _rounds(self, config: Config) -> pipeline.Round:
+        """The rounds of fitting, to the end; the last one."""
+        if config.fit.rounds == 0:
+            raise ConfigError("config.fit.rounds=0: arms of the fitted simulator need at least one round")
+        _, raw = self._classifier("wide", "raw", 1.0, config)
+        params, refined = self._classifier("wide", "refined", 1.0, config)
+        belief = pipeline.mean_readings(raw, refined)
+        kept = self._shown("wide", "refined", 1.0, config)
+        with self._open(parts.rounds(), config) as run:
+            last, *_ = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1)
+            if not run.workdir.done(f"predict/{ARM}"):
+                run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
+                picture = pipeline.simulator_figure(run, config.fit.rounds - 1, last.simulator, last.drawn)
+                atomic.write_bytes(run.workdir.path / "picture.png", picture.png)
+                run.workdir.finish(f"predict/{ARM}", 0.0, images=len(last.readings.probabilities))
+        return last
+
+    def _simulator(self, name: str, config: Config) -> stages.Simulator:
+        if name != "fitted":
+            return stages.configured_simulator(config)
+        if self._facts(parts.rounds(), config, f"predict/{ARM}") is None:
+            self._rounds(config)
+        with self._open(parts.rounds(), config) as run:
+            return stages.fitted_simulator(config, **run.workdir.load(f"fit.{config.fit.rounds - 1}"))
+
+    def _pool(self, simulator: str, config: Config) -> classify.Pool:
+        """The labelled captchas of a simulator, the same for all arms of the seed."""
+        keys = session.stream_keys(self._seed)
+        fitted = simulator == "fitted"
+        key = jax.random.fold_in(keys["fitted"], config.fit.rounds) if fitted else keys["pool"]
+
+        def draw() -> classify.Pool:
+            drawn_with = self._simulator(simulator, config)
+            count = config.synthesizer.pool
+            return stages.draw_pool(key, drawn_with, self._target(config).scene, count=count, config=config)
+
+        part = Part("pool", ROUTE if fitted else BASE, {"simulator": simulator})
+        return cast(classify.Pool, self._once("pool", part, config, draw))
+
+    def _refiner(self, simulator: str, config: Config) -> refiner.Params:
+        part = parts.refiner(simulator)
+        done = self._facts(part, config, "refine") is not None
+        pool = None if done else self._pool(simulator, config)
+        with self._open(part, config) as run:
+            return pipeline.refine_stages(run, cast(classify.Pool, pool))
+
+    def _refined(self, simulator: str, config: Config) -> classify.Pool:
+        def refine() -> classify.Pool:
+            params = self._refiner(simulator, config)
+            return stages.refine_pool(params, self._pool(simulator, config), config=config)
+
+        return cast(classify.Pool, self._once("refined", parts.refiner(simulator), config, refine))
+
+    def _shown(self, simulator: str, shown: str, share: float, config: Config) -> classify.Pool:
+        """The captchas that a classifier is shown."""
+        pools = [self._pool(simulator, config)] if shown != "refined" else []
+        pools += [self._refined(simulator, config)] if shown != "raw" else []
+        if share < 1:
+            pools = [stages.take(pool, max(1, round(share * len(pool.ink)))) for pool in pools]
+        return stages.mix_pools(*pools)
+
+    def _real_pool(
+        self, run: session.Run, truth: Mapping[str, str], seen: Sequence[str], *, augmented: bool
+    ) -> classify.Pool:
+        index = {name: i for i, name in enumerate(run.target.names)}
+        rows = [index[name] for name in seen]
+        labels = alphabet.encode([truth[name] for name in seen], run.config.captcha.alphabet)
+        ink = run.target.ink[rows]
+        if augmented:
+            key = jax.random.fold_in(jax.random.key(self._seed), ORACLE_STREAM)
+            change = jax.jit(lambda key, ink: images.to_uint8(adapt.augment(key, ink, config=run.config.adapt)))
+            copies = [
+                np.asarray(change(jax.random.fold_in(key, copy), jnp.asarray(ink)))
+                for copy in range(1, AUGMENTED_COPIES)
+            ]
+            ink, labels = np.concatenate([ink, *copies]), np.tile(labels, (AUGMENTED_COPIES, 1))
+        return classify.Pool(jnp.asarray(ink), jnp.asarray(labels), jnp.zeros((*labels.shape, 3)))
+
+    def _measure(self, arm: Arm, config: Config) -> dict[str, float]:
+        """What the arm's refiner does to captchas that neither it nor the independent reader has seen."""
+        part = parts.refiner(arm.simulator)
+        known = self._facts(part, config, "measure")
+        if known is not None:
+            return _numbers(known)
+        begin = time.monotonic()
+        params = self._refiner(arm.simulator, config)
+        reader_params, _ = self._classifier(arm.simulator, "raw", 1.0, config)
+        before = self._unseen(arm.simulator, config)
+        after = stages.refine_pool(params, before, config=config)
+        simulated, refined = np.asarray(before.ink), np.asarray(after.ink)
+        read = reading.Reader(config.captcha, config=config.classifier)
+        kept = measures.preservation(
+            simulated,
+            refined,
+            np.asarray(before.poses),
+            np.asarray(before.labels),
+            *(read(reader_params, ink).probabilities.argmax(axis=-1) for ink in (simulated, refined)),
+            radius=GLYPH_RADIUS * config.captcha.height,
+        )
+        real = self._real(config)
+        auc = self._critic(arm.simulator, config, real, simulated)
+        rows = {**kept._asdict(), "auc_simulated": auc, "auc_refined": measures.turing_auc(self._key(1), real, refined)}
+        with self._open(part, config) as run:
+            picture = grids.refinement(simulated[:SHOWN], refined[:SHOWN], real[:SHOWN])
+            atomic.write_bytes(run.workdir.path / "picture.png", grids.png(picture))
+            self._write_sheet(run.workdir.path, real, refined)
+            run.workdir.finish("measure", time.monotonic() - begin, **rows)
+        return rows
+
+    def _critic(self, simulator: str, config: Config, real: np.ndarray, simulated: np.ndarray) -> float:
+        """AUC of real against simulated captchas, once for each simulator."""
+        part = Part("critic", ROUTE if simulator == "fitted" else BASE, {"simulator": simulator})
+        with self._open(part, config) as run:
+            if not run.workdir.done("critic"):
+                begin = time.monotonic()
+                auc = measures.turing_auc(self._key(1), real, simulated)
+                run.workdir.finish("critic", time.monotonic() - begin, auc=auc)
+            return float(run.workdir.facts("critic")["auc"])
+
+    def _write_sheet(self, folder: pathlib.Path, real: np.ndarray, refined: np.ndarray) -> None:
+        count = min(SHEET, len(real), len(refined))
+        # The last ones, not those of the picture.
+        real, refined = real[-count:], refined[-count:]
+        order = measures.turing_order(self._key(2), real=count, fake=count)
+        tiles = np.stack([(real if is_real else refined)[i] for is_real, i in order])
+        captions = [str(number) for number in range(1, len(order) + 1)]
+        atomic.write_bytes(folder / "turing.png", grids.png(grids.sheet(tiles, captions=captions, across=8)))
+        key = {number: "real" if is_real else "refined" for number, (is_real, _) in zip(captions, order, strict=True)}
+        workdir.write_json(folder / "turing.json", key)
+
+    def _unseen(self, simulator: str, config: Config) -> classify.Pool:
+        drawn_with = self._simulator(simulator, config)
+        count = min(MEASURED, config.synthesizer.pool)
+        return stages.draw_pool(self._key(0), drawn_with, self._target(config).scene, count=count, config=config)
+
+    def _real(self, config: Config) -> np.ndarray:
+        ink = self._target(config).ink
+        order = np.asarray(jax.random.permutation(self._key(3), len(ink)))
+        return ink[order[:MEASURED]]
+
+    def _key(self, use: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), MEASURE_STREAM), use)
+
+    def _target(self, config: Config) -> session.Target:
+        return self._read_target(config.captcha, config.target)
+
+    def _folder(self, part: Part, config: Config) -> pathlib.Path:
+        return self._path / parts.folder(part, config=config)
+
+    @contextlib.contextmanager
+    def _open(self, part: Part, config: Config) -> Iterator[session.Run]:
+        folder = self._folder(part, config)
+        identity = {"part": part.kind, "seed": self._seed} | parts.depends(part, config=config)
+        with workdir.Workdir(folder, identity) as place, metrics.MetricsWriter(folder) as writer:
+            yield session.Run(config, place, writer, session.stream_keys(self._seed), self._target(config))
+
+    def _once(self, slot: str, part: Part, config: Config, make: Callable[[], Any]) -> Any:
+        """The value last made for a slot if it was for the same part; one stays in memory, as pools are large."""
+        name = self._folder(part, config).name
+        if self._memo.get(slot, ("",))[0] != name:
+            self._memo.pop(slot, None)
+            self._memo[slot] = (name, make())
+        return self._memo[slot][1]
+
+    def _stages(self, part: Part, config: Config) -> list[dict[str, Any]]:
+        path = self._folder(part, config) / workdir.STAGES_FILE
+        return workdir.read_json(path) if path.is_file() else []
+
+    def _facts(self, part: Part, config: Config, stage: str) -> dict[str, Any] | None:
+        """What is known of a stage of a part, None if it is not done."""
+        return next((row for row in self._stages(part, config) if row["stage"] == stage), None)
+
+    def _answer(
+        self,
+        part: Part,
+        config: Config,
+        readings: reading.Readings | None,
+        measured: dict[str, float],
+        collapsed: str = "",
+    ) -> Answer:
+        texts, believed = None, float("nan")
+        if readings is not None:
+            texts, _ = reading.answers(readings.probabilities, config.captcha)
+            believed = estimate.accuracy(readings.probabilities).estimate
+        folders = {self._folder(piece, config): piece for piece in parts.closure(part)}
+        seconds = {folder: self._seconds(piece, config) for folder, piece in folders.items()}
+        own = self._folder(part, config)
+        return Answer(texts, believed, seconds[own], sum(seconds.values()), measured, own, collapsed)
+
+    def _seconds(self, part: Part, config: Config) -> float:
+        return float(sum(row["seconds"] for row in self._stages(part, config) if row["stage"] != "measure"))
+
+
+@functools.cache
+def target_reader(captchas: pathlib.Path) -> ReadTarget:
+    """Reads a folder of captchas once for each way of preparing them, and keeps the last."""
+
+    @functools.lru_cache(maxsize=1)
+    def read(captcha: CaptchaConfig, target: TargetConfig) -> session.Target:
+        return session.read_target(captchas, config=dataclasses.replace(Config(), captcha=captcha, target=target))
+
+    return read
+
+
+def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in facts.items() if name not in ("stage", "seconds")}
