@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -31,22 +32,40 @@ _CACHE = flags.DEFINE_string(
     os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "simgan_jax"),
     "Folder for compiled programs, which later runs load instead of compiling; empty for none.",
 )
-_CONFIG = config_flags.DEFINE_config_dict(
-    "config",
-    config_dict.ConfigDict(dataclasses.asdict(config.Config())),
-    "Overrides a field of the preset: --config.GROUP.FIELD=VALUE. Groups and fields stand in simgan_jax/config.py.",
-)
 
 
-def chosen_config() -> config.Config:
-    """The preset with the command line's overrides."""
+def _define_config() -> flags.FlagHolder[config_dict.ConfigDict]:
+    fields = config_dict.ConfigDict(dataclasses.asdict(config.Config()))
+    usage = "Overrides a field of the preset: --config.GROUP.FIELD=VALUE; fields stand in simgan_jax/config.py."
+    try:
+        # The overrides of the command line are looked at here already.
+        return config_flags.DEFINE_config_dict("config", fields, usage)
+    except (AttributeError, KeyError) as error:
+        _refuse(f"no such --config field: {_one_line(error)}: see simgan_jax/config.py")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")
+
+
+_CONFIG = _define_config()
+
+
+def chosen_config(default: config.Config | None = None) -> config.Config:
+    """The preset, or `default` unless one was named, with the command line's overrides."""
     values = config_flags.get_override_values(flags.FLAGS[_CONFIG.name])
-    return presets.override(presets.PRESETS[PRESET.value], values)
+    start = default if default is not None and not flags.FLAGS["preset"].present else presets.PRESETS[PRESET.value]
+    return presets.override(start, values)
 
 
 def workdir() -> pathlib.Path:
     """The run's folder."""
-    return pathlib.Path(WORKDIR.value or "")
+    return pathlib.Path(os.path.abspath(WORKDIR.value or ""))
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -71,9 +90,13 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    # What the scripts share stands in their --help as their own.
+    for module, shared in flags.FLAGS.flags_by_module_dict().items():
+        for flag in shared if module.startswith("experiments.") else ():
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError) as error:
-        reason = " ".join(str(error.args[0]).split()) if error.args else str(error)
-        print(f"no such --config field: {reason}: see simgan_jax/config.py", file=sys.stderr)
-        sys.exit(2)
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _refuse(f"{_one_line(error)}: see --help")
+    except (AttributeError, KeyError, TypeError) as error:
+        _refuse(f"no such --config field or value: {_one_line(error)}: see simgan_jax/config.py")

@@ -125,7 +125,7 @@ class SlotClassifier(nn.Module):
         trunk = [Conv(i, o, 3, bias=False) for i, o in zip((4, *widths), widths, strict=False)]
         self.convs = nn.ModuleList([*trunk, Conv(widths[-1], captcha.length, 1)])
         self.norms = nn.ModuleList([nn.GroupNorm(width // min(width, 16), width, eps=1e-6) for width in widths])
-        rows, columns = -(-(-(-captcha.height // 2)) // 2), -(-(-(-captcha.width // 2)) // 2)
+        rows, columns = math.ceil(captcha.height / 4), math.ceil(captcha.width / 4)
         self.position = nn.Parameter(torch.zeros(rows, columns, captcha.length))
         self.dense = nn.ModuleList(
             [nn.Linear(widths[-1], hidden), nn.Linear(hidden, len(captcha.alphabet)), nn.Linear(hidden, 3)]
@@ -195,8 +195,8 @@ def _precision() -> Iterator[None]:
         yield
 
 
-def _placed(network: nn.Module) -> Any:
-    network = network.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _placed(network: Any) -> Any:
+    network = network.to(device(), memory_format=torch.channels_last)
     if device().type == "cuda":
         network.compile()
     return network

@@ -5,53 +5,35 @@
 
 DIR holds contest batches (JSON) or PNG/JPEG files; `embedded` draws and serves a contest of its own on loopback and
 posts the answers to it. Writes predictions.csv, one predictions.ARM.csv for each arm, solutions.json, summary.json,
-config.json, metrics.jsonl, report.html and checkpoints into the workdir. A killed run continues where it stopped.
+config.json, metrics.jsonl, report.html and checkpoints into the workdir. A killed run continues where it stopped, and
+so does one that a stage script began (prepare_target, pretrain, train_simgan, train_classifier).
+
+Prints one JSON line: images, the best arm, the believed share of right answers (no label is read to know it), seconds;
+with the embedded contest a second one, its verdict. Exits 0 when complete, 1 if the contest is not passed, 2 with one
+line if something is wrong.
 """
 
-import contextlib
 import json
-import pathlib
 
 from absl import flags
 
-from experiments import _flags
-from simgan_jax import contest, contest_client, pipeline, session
-
-_TARGET = flags.DEFINE_string("target", None, "Folder of unlabelled captchas, or `embedded`.", required=True)
-_USER = flags.DEFINE_string("user", "alice", "User of the embedded contest; decides its stripes and lines.")
-_IMAGES = flags.DEFINE_integer("embedded_images", 4000, "Captchas of the embedded contest.", lower_bound=1)
-BATCH = 1000
+from experiments import _flags, _target
+from simgan_jax import contest_client, pipeline
 
 
 def main() -> int:
-    config = _flags.chosen_config()
-    workdir = _flags.workdir()
-    target = _TARGET.value
-    embedded = target == "embedded"
-    identity = {"preset": _flags.PRESET.value, "seed": _flags.SEED.value, "target": target}
-    with contextlib.ExitStack() as stack:
-        captchas = pathlib.Path(target)
-        if embedded:
-            identity |= {"user": _USER.value, "embedded_images": _IMAGES.value}
-            batch = min(BATCH, _IMAGES.value)
-            game = contest.Contest(_USER.value, seed=_flags.SEED.value, size=_IMAGES.value, batch_size=batch)
-            url = stack.enter_context(contest.serve(game))
-            captchas = workdir.with_name(workdir.name + ".challenges")
-            captchas.mkdir(parents=True, exist_ok=True)
-            contest_client.download(url, -(-_IMAGES.value // batch), captchas)
-        run = stack.enter_context(
-            session.open_run(workdir, captchas, config=config, identity=identity, seed=_flags.SEED.value)
-        )
+    with _target.open_run() as (run, identity, url):
+        folder = run.workdir.path
         if run.workdir.done("report"):
-            print(f"{workdir}: complete, nothing to do; see {workdir / 'report.html'}")
+            print(f"{folder}: complete, nothing to do; see {folder / 'report.html'}")
             return 0
         summary = pipeline.run_all(run, identity)
         print(json.dumps({key: summary[key] for key in ("images", "best", "estimate", "seconds")}))
-        if embedded:
-            answer = contest_client.submit(url, workdir / "solutions.json")
-            print(json.dumps({"contest": answer}))
-            return 0 if answer["passed"] else 1
-    return 0
+        if url is None:
+            return 0
+        answer = contest_client.submit(url, folder / "solutions.json")
+        print(json.dumps({"contest": answer}))
+        return 0 if answer["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def augment(key: jax.Array, ink: jax.Array, *, config: AdaptConfig) -> jax.Array
     shift = jax.random.randint(shift_key, (B, 2), -config.shift, config.shift + 1)
     moved = jax.vmap(lambda image, s: jnp.roll(image, s, axis=(0, 1)))(ink, shift)
     x = moved.astype(jnp.float32) / 255.0
-    corner = jax.random.uniform(box_key, (B, config.boxes, 2)) * jnp.asarray([H, W])
+    corner = jax.random.uniform(box_key, (B, config.boxes, 2)) * jnp.asarray([H, W])[None, None]
     side = config.box * H
     rows = jnp.arange(H, dtype=jnp.float32)[None, None, :] - corner[..., 0:1]
     columns = jnp.arange(W, dtype=jnp.float32)[None, None, :] - corner[..., 1:2]

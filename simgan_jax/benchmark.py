@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simgan_jax import atomic, workdir
+from simgan_jax import workdir
 from simgan_jax.counts import Cost
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "torch", "keras")
@@ -79,13 +79,13 @@ def run(suite: str, cases: Sequence[Case], *, repetitions: int, settings: Mappin
     The first case is ours. Its `speed` against another is the median over the repetitions of the other's time an
     image over ours; above 1 we are faster.
     """
-    load = os.getloadavg()[0]
     limits = ceilings()
     everything = measure([*limits, *cases], repetitions=repetitions)
     best = {case.name: min(times.seconds) for case, times in zip(limits, everything, strict=False)}
     matmul_flops = limits[0].cost.flops / best[MATMUL] if limits[0].cost else 0.0
     copy_bytes = limits[1].cost.bytes / best[COPY] if limits[1].cost else 0.0
-    rows, ours = [], everything[len(limits)]
+    rows: list[dict[str, Any]] = []
+    ours = everything[len(limits)]
     for case, times in zip(cases, everything[len(limits) :], strict=True):
         row = _row(case, times, matmul_flops, copy_bytes)
         if case is not cases[0]:
@@ -93,15 +93,38 @@ def run(suite: str, cases: Sequence[Case], *, repetitions: int, settings: Mappin
             pairs = [peer / own * scale for peer, own in zip(times.seconds, ours.seconds, strict=True)]
             row["speed_of_ours"] = _quartiles(pairs)
         rows.append(row)
+    return content(suite, rows, settings=settings) | {
+        "repetitions": repetitions,
+        "ceilings": {"matmul_flops_per_second": matmul_flops, "copy_bytes_per_second": copy_bytes},
+    }
+
+
+def content(suite: str, rows: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a benchmark file: rows, date, settings, and the machine with its load of the last minutes."""
     return {
         "suite": suite,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"load_before": round(load, 2)},
+        "machine": machine(),
         "settings": dict(settings),
-        "repetitions": repetitions,
-        "ceilings": {"matmul_flops_per_second": matmul_flops, "copy_bytes_per_second": copy_bytes},
-        "rows": rows,
+        "rows": [dict(row) for row in rows],
     }
+
+
+def end_to_end(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Where each second of a finished run went, from its summary.json.
+
+    Raises:
+      WorkdirError: no finished run there.
+    """
+    summary = workdir.read_json(pathlib.Path(path) / "summary.json")
+    rows = []
+    for stage in summary["stages"]:
+        row = dict(stage) | {"share": stage["seconds"] / summary["seconds"]}
+        if stage.get("steps"):
+            row["seconds_per_step"] = stage["seconds"] / stage["steps"]
+        rows.append(row)
+    settings = {key: summary[key] for key in ("preset", "images", "seconds", "best") if key in summary}
+    return content("end_to_end", rows, settings=settings)
 
 
 def _row(case: Case, times: Times, matmul_flops: float, copy_bytes: float) -> dict[str, Any]:
@@ -154,6 +177,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "load": [round(load, 1) for load in os.getloadavg()],
         "versions": {"python": platform.python_version()} | versions,
     }
 
@@ -167,7 +191,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes a benchmark file, and its folder if that is missing."""
+def write(path: str | os.PathLike[str], made: Mapping[str, Any]) -> None:
+    """Writes a benchmark file, and its folder where that is missing."""
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(pathlib.Path(path), content)
+    workdir.write_json(pathlib.Path(path), made)

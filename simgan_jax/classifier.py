@@ -71,12 +71,10 @@ class _SlotClassifier(nn.Module):
         hidden = nn.relu(nn.Dense(config.hidden)(slots))
         logits = nn.Dense(self.vocabulary)(hidden)
         scale = jnp.asarray([height / rows, width / columns])
-        cells = (jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1) + 0.5) * scale
-        seen = jnp.einsum("bpl,pd->bld", attention, cells.reshape(-1, 2))
-        correction = nn.Dense(3)(hidden)
-        poses = jnp.concatenate([seen, jnp.zeros((*seen.shape[:2], 1))], -1) + correction * jnp.asarray(
-            [scale[0], scale[1], 1.0]
-        )
+        cells = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1) + 0.5
+        seen = jnp.einsum("bpl,pd->bld", attention, (cells * scale[None, None]).reshape(-1, 2))
+        correction = nn.Dense(3)(hidden) * jnp.append(scale, 1.0)[None, None]
+        poses = jnp.concatenate([seen, jnp.zeros((*seen.shape[:2], 1))], -1) + correction
         return Reading(logits, poses)
 
 

@@ -85,7 +85,7 @@ def reading_loss(
         return cross_entropy, metrics
     # One unit of pose error: a fifth of the image height, or 0.3 radians.
     unit = jnp.asarray([captcha.height / 5, captcha.height / 5, 0.3])
-    pose_error = jnp.abs((reading.poses - batch.poses) / unit).sum(axis=(-1, -2)).mean()
+    pose_error = jnp.abs((reading.poses - batch.poses) / unit[None, None]).sum(axis=(-1, -2)).mean()
     return cross_entropy + config.pose_weight * pose_error, metrics | {"pose_error": pose_error}
 
 

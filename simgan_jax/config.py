@@ -236,16 +236,20 @@ class FitConfig:
     passes: int = 6
     batch_size: int = 250
     inner: int = 3
-    atlas_lr: float = 0.02
+    styles: int = 2
+    atlas_lr: float = 0.04
+    sparsity: float = 0.0002
+    faintest: float = 0.1
     shift_lr: float = 0.006
     turn_lr: float = 0.03
-    steps: tuple[int, ...] = (600, 1500)
+    steps: tuple[int, ...] = (600, 2200)
     pool: int = 80_000
     wide_share: float = 0.1
 
     def __post_init__(self) -> None:
         _not_negative("fit", self, "rounds", "passes")
-        _positive("fit", self, "images", "batch_size", "inner", "pool", "atlas_lr", "shift_lr", "turn_lr")
+        _positive("fit", self, "images", "batch_size", "inner", "styles", "pool", "atlas_lr", "shift_lr", "turn_lr")
+        _not_negative("fit", self, "sparsity", "faintest")
         _require(0 < self.share <= 1, "fit.share", self.share, "must lie in (0, 1]")
         _require(0 <= self.wide_share < 1, "fit.wide_share", self.wide_share, "must lie in [0, 1)")
         _require(len(self.steps) >= self.rounds, "fit.steps", self.steps, "give the training steps of each round")

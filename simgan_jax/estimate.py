@@ -1,6 +1,9 @@
-"""How accurate a reader is, believed without a label."""
+"""How accurate a reader is, believed without a label.
 
-from collections.abc import Sequence
+Two things are known without one. A reader's own probabilities say how often it is sure. And captchas draw their
+characters uniformly, so that what a reader reads too often, beyond chance, is read wrong.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -16,22 +19,28 @@ class Belief(NamedTuple):
     estimate_high: float
 
 
-def accuracy(probabilities: np.ndarray, others: Sequence[np.ndarray] = ()) -> Belief:
-    """Believed exact match of readings `[N, L, V]`: the mean probability that the whole text is right.
+def excess(probabilities: np.ndarray) -> float:
+    """Share of characters that must be wrong if all are equally frequent: total variation from uniform, less chance.
 
-    The interval is that of a sum of independent trials, widened by half the difference between this mean and the
-    share of images whose text the closest of the other readers `[N, L, V]` shares: confidence and agreement are two
-    views of one quantity.
+    Readings `[N, L, V]` are taken as N L draws; the expected distance of so many true uniform draws is subtracted.
+    """
+    length, vocabulary = probabilities.shape[1:]
+    draws = len(probabilities) * length
+    counts = np.bincount(probabilities.argmax(axis=-1).ravel(), minlength=vocabulary)
+    distance = np.abs(counts / draws - 1.0 / vocabulary).sum() / 2.0
+    share = 1.0 / vocabulary
+    chance = vocabulary * np.sqrt(2.0 / np.pi * share * (1.0 - share) / draws) / 2.0
+    return float(max(0.0, distance - chance))
+
+
+def accuracy(probabilities: np.ndarray) -> Belief:
+    """Believed exact match of readings `[N, L, V]`.
+
+    The mean probability that the whole text is right, times that of no character being in `excess`. The interval is
+    that of a sum of independent trials, widened by what the excess took away.
     """
     certainty = probabilities.max(axis=-1).prod(axis=-1)
+    kept = (1.0 - excess(probabilities)) ** probabilities.shape[1]
     mean = float(certainty.mean())
-    spread = Z95 * float(np.sqrt((certainty * (1.0 - certainty)).sum())) / len(certainty)
-    texts = probabilities.argmax(axis=-1)
-    agreements = [
-        float((other.argmax(axis=-1) == texts).all(axis=-1).mean())
-        for other in others
-        if not np.array_equal(other, probabilities)
-    ]
-    if agreements:
-        spread += abs(max(agreements) - mean) / 2.0
-    return Belief(mean, max(0.0, mean - spread), min(1.0, mean + spread))
+    spread = Z95 * float(np.sqrt((certainty * (1.0 - certainty)).sum())) / len(certainty) + mean * (1.0 - kept)
+    return Belief(mean * kept, max(0.0, mean * kept - spread), min(1.0, mean * kept + spread))

@@ -28,7 +28,7 @@ def write_summary(
     run: Run, identity: Mapping[str, Any], arms: Mapping[str, reading.Readings], best: str, readings: reading.Readings
 ) -> dict[str, Any]:
     """Writes summary.json: stages with seconds, arms, the believed accuracy, versions; returns it."""
-    believed = estimate.accuracy(readings.probabilities, [arm.probabilities for arm in arms.values()])
+    believed = estimate.accuracy(readings.probabilities)
     stages = run.workdir.stages
     summary = {
         **identity,
@@ -41,7 +41,7 @@ def write_summary(
             arm: {
                 "images": len(part.probabilities),
                 "confidence": float(reading.answers(part.probabilities, run.config.captcha)[1].mean()),
-                "information": reading.information(part.probabilities),
+                **estimate.accuracy(part.probabilities)._asdict(),
             }
             for arm, part in arms.items()
         },

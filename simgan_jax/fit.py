@@ -17,7 +17,11 @@ from simgan_jax.config import CaptchaConfig, FitConfig
 
 
 class FitState(NamedTuple):
-    """atlas: `[1, V, S, S]` in [0, 1]; opt_state: of the atlas; poses: `[M, L, 3]`; first, second: moments of poses."""
+    """atlas: `[K, V, S, S]` in [0, 1]; opt_state: of the atlas; poses: `[M, L, 3]`; first, second: their moments.
+
+    Image i is drawn with style i mod K. Each style sees images of its own, so that their errors differ, and a
+    classifier can't learn a character by a speck that only its fitted glyph has.
+    """
 
     atlas: jax.Array
     opt_state: optax.OptState
@@ -36,31 +40,50 @@ class Evidence(NamedTuple):
 
 
 def choose(probabilities: np.ndarray, *, config: FitConfig) -> np.ndarray:
-    """Indices of the images to fit on: surest first, at most `config.images` and `config.share` of all.
+    """Indices of the images to fit on, from readings `[N, L, V]`: the surest sights of every character.
 
-    Sure means that the least sure character of the image is read with high probability `[N, L, V]`.
+    An image is as sure as its least sure character. Each character ranks the images that it is read in, an image
+    counts by the best of its ranks, and the best `config.images`, but no more than `config.share` of all, are taken:
+    otherwise characters that are hard to read would hardly be seen.
     """
     certainty = probabilities.max(axis=-1).min(axis=-1)
-    count = max(1, min(config.images, round(config.share * len(certainty))))
-    return np.sort(np.argsort(-certainty, kind="stable")[:count])
+    read = probabilities.argmax(axis=-1)
+    best = np.full(len(read), len(read))
+    for character in range(probabilities.shape[-1]):
+        images = np.flatnonzero((read == character).any(axis=-1))
+        ranked = images[np.argsort(-certainty[images], kind="stable")]
+        best[ranked] = np.minimum(best[ranked], np.arange(len(ranked)))
+    count = max(1, min(config.images, round(config.share * len(read))))
+    return np.sort(np.lexsort((-certainty, best))[:count])
 
 
 def init(atlas: jax.Array, poses: jax.Array, *, config: FitConfig) -> FitState:
     """State at an atlas `[K, V, S, S]`, whose styles are averaged, and poses `[M, L, 3]`."""
-    start = jnp.mean(atlas, axis=0, keepdims=True)
+    start = jnp.repeat(jnp.mean(atlas, axis=0, keepdims=True), config.styles, axis=0)
     zeros = jnp.zeros_like(poses)
-    opt_state = optax.adam(config.atlas_lr).init(start)
+    opt_state = _optimizer(config).init(start)
     return FitState(start, opt_state, jnp.array(poses), zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
 
 
+def _optimizer(config: FitConfig) -> optax.GradientTransformation:
+    # The large epsilon keeps pixels still whose gradient is noise.
+    return optax.adam(1.0, eps=1e-2)
+
+
+def clean(atlas: jax.Array, *, config: FitConfig) -> jax.Array:
+    """The atlas without specks: pixels fainter than `config.faintest` are background."""
+    return jnp.where(atlas < config.faintest, 0.0, atlas)
+
+
 def residual(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array) -> jax.Array:
-    """Squared difference of drawn and real ink, summed over known pixels: `[B]`."""
+    """Squared difference of drawn and real ink, summed over known pixels: `[B]`; image i has style i mod K."""
     height, width = ink.shape[1:]
     rotation = poses[..., 2]
     matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
+    style = jnp.broadcast_to(jnp.arange(labels.shape[0])[:, None] % atlas.shape[0], labels.shape)
     drawn = synthesizer.render(
         atlas,
-        layout.Layout(labels, jnp.zeros_like(labels), poses[..., :2], matrix, rotation),
+        layout.Layout(labels, style, poses[..., :2], matrix, rotation),
         height=height,
         width=width,
     )
@@ -84,7 +107,8 @@ def fit_step(
 
     ink, labels = rows(evidence.ink), rows(evidence.labels)
     poses, first, second = rows(state.poses), rows(state.first), rows(state.second)
-    unit = jnp.asarray([config.shift_lr * captcha.height] * 2 + [config.turn_lr])
+    rate = 0.5 * (1.0 + jnp.cos(jnp.pi * state.step / (batches * max(config.passes, 1))))
+    unit = rate * jnp.asarray([config.shift_lr * captcha.height] * 2 + [config.turn_lr])
     atlas, opt_state = state.atlas, state.opt_state
     loss = jnp.zeros(())
 
@@ -93,14 +117,14 @@ def fit_step(
 
     for inner in range(config.inner):
         loss, (atlas_gradient, pose_gradient) = jax.value_and_grad(mean_residual, argnums=(0, 1))(atlas, poses)
-        updates, opt_state = optax.adam(config.atlas_lr).update(atlas_gradient, opt_state)
-        atlas = jnp.clip(atlas + updates, 0.0, 1.0)
+        updates, opt_state = _optimizer(config).update(atlas_gradient, opt_state)
+        atlas = jnp.clip(atlas + rate * config.atlas_lr * updates - config.sparsity, 0.0, 1.0)
         gradient = pose_gradient * size
         first = 0.8 * first + 0.2 * gradient
         second = 0.95 * second + 0.05 * jnp.square(gradient)
         count = visit * config.inner + inner + 1.0
         unbiased = first / (1.0 - 0.8**count), second / (1.0 - 0.95**count)
-        poses = poses - unit * unbiased[0] / (jnp.sqrt(unbiased[1]) + 1e-4)
+        poses = poses - unit[None, None] * unbiased[0] / (jnp.sqrt(unbiased[1]) + 1e-4)
 
     def put(x: jax.Array, value: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x, value, start, 0)

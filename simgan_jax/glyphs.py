@@ -23,6 +23,9 @@ FACES: dict[str, tuple[str, str]] = {
     "dejavu-mono-bold": ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono-Bold.ttf"),
 }
 
+# What a font draws for this it draws for all that it lacks.
+NOT_A_CHARACTER = "\uffff"
+
 
 @dataclasses.dataclass(frozen=True)
 class Atlas:
@@ -91,17 +94,23 @@ def make_atlas(
     """The atlas of all faces, sizes (shares of the image height) and strokes (pixels).
 
     Raises:
-      ConfigError: a font that does not exist, is no font, or lacks a character of the alphabet.
+      ConfigError: a font that does not exist, is no font, lacks a character of the alphabet, or overfills a cell.
     """
     cells, styles = [], []
     for font in fonts:
         for size in sizes:
             face = load_font(font, max(1, round(size * height)))
             for stroke in strokes:
+                unknown = draw_cell(face, NOT_A_CHARACTER, size=cell, stroke=stroke)
                 row = [draw_cell(face, character, size=cell, stroke=stroke) for character in alphabet]
-                empty = [c for c, image in zip(alphabet, row, strict=True) if not image.any()]
-                if empty:
-                    raise ConfigError(f"font {font_path(font)}: draws nothing for {empty[0]!r}: use another font")
+                for character, image in zip(alphabet, row, strict=True):
+                    if not image.any() or np.array_equal(image, unknown):
+                        raise ConfigError(f"font {font_path(font)}: draws nothing for {character!r}: use another font")
+                    if image[0].any() or image[-1].any() or image[:, 0].any() or image[:, -1].any():
+                        raise ConfigError(
+                            f"font {font_path(font)}: {character!r} of size {size:g} overfills its cell of {cell} "
+                            "pixels: use a smaller size or another font"
+                        )
                 cells.append(np.stack(row))
                 styles.append(f"{font} {size:g} +{stroke}")
     return Atlas(np.stack(cells), tuple(styles))

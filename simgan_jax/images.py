@@ -104,9 +104,16 @@ def codec(gray: jax.Array, table: jax.Array) -> jax.Array:
     steps = table.astype(jnp.float32).reshape(1, -1)
     blocks = _take(gray.reshape(gray.shape[0], -1), into).reshape(-1, BLOCK * BLOCK) - 128.0
     coefficients = jnp.dot(blocks, basis.T, precision="highest")
-    decoded = jnp.dot(jnp.round(coefficients / steps) * steps, basis, precision="highest")
+    # Encoders keep eighths of a coefficient.
+    quantised = _round_away(jnp.round(8.0 * coefficients) / (8.0 * steps)) * steps
+    decoded = jnp.dot(quantised, basis, precision="highest")
     levels = jnp.clip(jnp.round(decoded + 128.0), 0.0, 255.0)
     return _take(levels.reshape(gray.shape[0], -1), back).reshape(gray.shape)
+
+
+def _round_away(x: jax.Array) -> jax.Array:
+    """Nearest whole numbers, halves away from 0 as encoders round them."""
+    return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
 
 
 def _block_order(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

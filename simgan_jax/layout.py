@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from simgan_jax.config import CaptchaConfig, SynthesizerConfig
 
-# The notebook's law over its image height: a tile in which text is drawn at the top left, rotated about the tile's
-# middle with expansion, pasted at i * pitch + U(0, spread); runs narrower than `run` columns are no character.
+# The notebook's law, in shares of its image height: text drawn at the top left of a tile, which is turned about its
+# middle with expansion and pasted at whole pixels, x at i * pitch + U(0, spread), y from a range for each way of
+# turning. SEED_GLYPH is where Pillow so puts the middle of a glyph of 0.52 of the height, on average over the faces of
+# glyphs.py. Runs narrower than SEED_RUN are no character.
 SEED_TILE = 0.8
-SEED_GLYPH = (0.3, 0.16)
+SEED_GLYPH = (0.36, 0.14)
 SEED_PITCH, SEED_SPREAD = 0.4, 0.5
-SEED_RIGHT_Y, SEED_LEFT_Y = (-0.1, 0.5), (0.0, 0.4)
+SEED_LEFT_Y, SEED_RIGHT_Y = (-0.1, 0.5), (0.0, 0.4)
 SEED_ROTATION = 20.0
 SEED_RUN = 0.16
 
@@ -67,14 +69,15 @@ def seed_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig) -> Layout:
     size = jnp.deg2rad(SEED_ROTATION) * jax.random.uniform(turn_key, (length,))
     rotation = jnp.where(left, size, -size)
     share = jax.random.uniform(y_key, (length,))
-    low = jnp.where(left, SEED_RIGHT_Y[0], SEED_LEFT_Y[0])
-    high = jnp.where(left, SEED_RIGHT_Y[1], SEED_LEFT_Y[1])
+    low = jnp.where(left, SEED_LEFT_Y[0], SEED_RIGHT_Y[0])
+    high = jnp.where(left, SEED_LEFT_Y[1], SEED_RIGHT_Y[1])
     paste_y = height * (low + (high - low) * share)
     paste_x = height * (SEED_PITCH * jnp.arange(length) + SEED_SPREAD * jax.random.uniform(x_key, (length,)))
     matrix = affine(rotation, jnp.ones((length,)), jnp.zeros((length,)))
-    glyph = height * (jnp.asarray(SEED_GLYPH) - SEED_TILE / 2)
+    y, x = (height * (place - SEED_TILE / 2) for place in SEED_GLYPH)
     expanded = height * SEED_TILE * (jnp.abs(jnp.cos(rotation)) + jnp.abs(jnp.sin(rotation)))
-    centre = jnp.stack([paste_y, paste_x], -1) + expanded[:, None] / 2 + matrix @ glyph
+    corner = jnp.trunc(jnp.stack([paste_y, paste_x], -1))
+    centre = corner + expanded[:, None] / 2 + (matrix[:, :, 0] * y + matrix[:, :, 1] * x)
     return Layout(
         labels=jax.random.randint(label_key, (length,), 0, len(captcha.alphabet)),
         style=jnp.broadcast_to(jax.random.randint(style_key, (), 0, styles), (length,)),
@@ -110,7 +113,7 @@ def fitted_law(
     label_key, style_key, row_key, jitter_key, scale_key, shear_key = jax.random.split(key, 6)
     row = jax.random.randint(row_key, (length,), 0, poses.shape[0])
     spread = jnp.asarray([config.fitted_shift * captcha.height] * 2 + [jnp.deg2rad(config.fitted_turn)])
-    pose = poses[row, jnp.arange(length)] + _signed(jitter_key, (length, 3)) * spread
+    pose = poses[row, jnp.arange(length)] + _signed(jitter_key, (length, 3)) * spread[None]
     rotation = pose[:, 2]
     scale = 1.0 + config.fitted_scale * _signed(scale_key, (length,))
     shear = config.fitted_scale * _signed(shear_key, (length,))

@@ -1,23 +1,25 @@
 """The main job: unlabelled captchas in, every one of them read (io).
 
-Stages in order, each resumable, none of which can see a label:
-target -> simulator -> pretrain, refine -> classify (two arms) -> fit and classify again, in rounds -> adapt -> predict.
+Stages in order, each resumable, none of which can see a label: target -> simulator -> classify -> pretrain, refine ->
+classify -> fit and classify again, in rounds -> adapt -> predict.
 """
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from simgan_jax import (
     alarms,
     challenge,
     classifier,
     classify,
+    estimate,
     finish,
     grids,
     reading,
@@ -27,10 +29,41 @@ from simgan_jax import (
     state,
     steps,
 )
+from simgan_jax.config import Config
 from simgan_jax.session import Run, train_stage
 
 # Readings of an image and its four neighbours by one pixel are averaged for the final answers.
 SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def simulated_pool(run: Run) -> classify.Pool:
+    """The labelled captchas of the simulator as it is before it has seen what readers find in the target."""
+    simulator = stages.configured_simulator(run.config)
+    count = run.config.synthesizer.pool
+    return stages.draw_pool(run.keys["pool"], simulator, run.target.scene, count=count, config=run.config)
+
+
+def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
+    """Pretrains the refiner (self-regularisation alone), then the discriminator against it (paper, Algorithm 1)."""
+    settings = run.config.refine
+    refiner_state = _adversarial_stage(
+        run,
+        "pretrain/refiner",
+        run.keys["pretrain"],
+        lambda: state.init(run.keys["gan"], config=run.config),
+        steps.refiner_pretrain_step,
+        pool,
+        total=settings.refiner_pretrain_steps,
+    )
+    return _adversarial_stage(
+        run,
+        "pretrain/discriminator",
+        run.keys["pretrain"],
+        lambda: state.restart(refiner_state),
+        steps.discriminator_pretrain_step,
+        pool,
+        total=settings.discriminator_pretrain_steps,
+    )
 
 
 def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
@@ -39,45 +72,43 @@ def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
     Raises:
       CollapseError: the adversarial training broke down; the run ends.
     """
-    config, settings = run.config, run.config.refine
-    real = jnp.asarray(run.target.ink)
-
-    def start() -> state.SimGANState:
-        return state.init(run.keys["gan"], config=config)
-
-    shared: dict[str, Any] = {"checkpoint_every": settings.checkpoint_every, "log_every": settings.log_every}
-    refiner_state = train_stage(
-        run,
-        "pretrain/refiner",
-        run.keys["pretrain"],
-        start,
-        functools.partial(steps.refiner_pretrain_step, config=config),
-        (pool, real),
-        total=settings.refiner_pretrain_steps,
-        **shared,
-    )
-    pretrained = train_stage(
-        run,
-        "pretrain/discriminator",
-        run.keys["pretrain"],
-        lambda: state.restart(refiner_state),
-        functools.partial(steps.discriminator_pretrain_step, config=config),
-        (pool, real),
-        total=settings.discriminator_pretrain_steps,
-        **shared,
-    )
-    trained = train_stage(
+    pretrained = pretrain_stages(run, pool)
+    trained = _adversarial_stage(
         run,
         "refine",
         run.keys["refine"],
         lambda: state.restart(pretrained),
-        functools.partial(steps.simgan_step, config=config),
-        (pool, real),
-        total=settings.steps,
+        steps.simgan_step,
+        pool,
+        total=run.config.refine.steps,
         watch=alarms.check,
-        **shared,
     )
     return trained.average
+
+
+def _adversarial_stage(
+    run: Run,
+    stage: str,
+    key: jax.Array,
+    start: Callable[[], state.SimGANState],
+    step_fn: Callable[..., tuple[state.SimGANState, dict[str, jax.Array]]],
+    pool: classify.Pool,
+    *,
+    total: int,
+    watch: Callable[[list[dict[str, float]]], None] | None = None,
+) -> state.SimGANState:
+    return train_stage(
+        run,
+        stage,
+        key,
+        start,
+        functools.partial(step_fn, config=run.config),
+        (pool, jnp.asarray(run.target.ink)),
+        total=total,
+        checkpoint_every=run.config.refine.checkpoint_every,
+        log_every=run.config.refine.log_every,
+        watch=watch,
+    )
 
 
 def classify_stage(
@@ -126,7 +157,7 @@ def read_arm(
         time.monotonic() - begin,
         images=len(texts),
         confidence=float(confidences.mean()),
-        information=reading.information(readings.probabilities),
+        estimate=estimate.accuracy(readings.probabilities).estimate,
     )
     return readings
 
@@ -211,57 +242,61 @@ def fit_rounds(
         yield Round(arm, simulator, drawn, mixed, params, belief)
 
 
-class Trained(NamedTuple):
-    """Readings and parameters of each arm in the order of training, and figures for the report."""
+class Arm(NamedTuple):
+    """A trained reader and what it read; figures: what there is to see of the way to it."""
 
-    arms: dict[str, reading.Readings]
-    params: dict[str, classifier.Params]
+    name: str
+    params: classifier.Params
+    readings: reading.Readings
     figures: list[reporting.Figure]
 
 
-def train_and_read(run: Run) -> Trained:
-    """Every stage after the target.
+def arm_names(config: Config) -> tuple[str, ...]:
+    """The arms of a run in the order of training."""
+    rounds = tuple(f"fitted{number}" for number in range(config.fit.rounds))
+    return "synthetic", "refined", *rounds, *(("adapted",) if config.adapt.steps else ())
+
+
+def train_arms(run: Run) -> Iterator[Arm]:
+    """Every stage after the target: each arm trained, and the target read with it, when the iterator comes to it.
 
     The arms `synthetic` and `refined` have the same classifier, start, budget and labels, and differ in the refiner
     alone. Each round of fitting starts from what the arms so far read together.
     """
     config = run.config
-    arms: dict[str, reading.Readings] = {}
-    params: dict[str, classifier.Params] = {}
-
-    def learn(arm: str, trained: classifier.Params) -> reading.Readings:
-        params[arm], arms[arm] = trained, read_arm(run, arm, trained)
-        return arms[arm]
-
-    simulator = stages.configured_simulator(config)
-    pool = stages.draw_pool(run.keys["pool"], simulator, run.target.scene, count=config.synthesizer.pool, config=config)
+    pool = simulated_pool(run)
+    raw = classify_stage(run, "synthetic", pool, None, total=config.classify.steps)
+    first = read_arm(run, "synthetic", raw)
+    yield Arm("synthetic", raw, first, [target_figure(run)])
     refined = stages.refine_pool(refine_stages(run, pool), pool, config=config)
-    figures = [target_figure(run), refinement_figure(run, pool, refined)]
-    for arm, source in (("synthetic", pool), ("refined", refined)):
-        learn(arm, classify_stage(run, arm, source, None, total=config.classify.steps))
-    belief, latest, mixed = mean_readings(*arms.values()), params["refined"], refined
+    latest = classify_stage(run, "refined", refined, None, total=config.classify.steps)
+    second = read_arm(run, "refined", latest)
+    yield Arm("refined", latest, second, [refinement_figure(run, pool, refined)])
+    belief, mixed = mean_readings(first, second), refined
     for number, fitted in enumerate(fit_rounds(run, belief, latest, refined)):
-        params[fitted.arm], arms[fitted.arm] = fitted.params, fitted.readings
-        figures.append(simulator_figure(run, number, fitted.simulator, fitted.drawn))
+        figure = simulator_figure(run, number, fitted.simulator, fitted.drawn)
+        yield Arm(fitted.arm, fitted.params, fitted.readings, [figure])
         belief, latest, mixed = fitted.readings, fitted.params, fitted.mixed
     if config.adapt.steps:
-        learn("adapted", adapt_stage(run, mixed, latest, belief))
-    return Trained(arms, params, figures)
+        adapted = adapt_stage(run, mixed, latest, belief)
+        yield Arm("adapted", adapted, read_arm(run, "adapted", adapted), [])
 
 
 def choose_arm(arms: dict[str, reading.Readings]) -> str:
-    """The arm whose readings tell most about the images, without a label (`reading.information`)."""
-    return max(arms, key=lambda arm: reading.information(arms[arm].probabilities))
+    """The arm that is believed to be the most accurate, without a label (`estimate.accuracy`)."""
+    return max(arms, key=lambda arm: estimate.accuracy(arms[arm].probabilities).estimate)
 
 
 def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The whole run: trains, reads, chooses, and writes answers, summary and report; returns the summary."""
-    arms, trained, figures = train_and_read(run)
+    trained = {arm.name: arm for arm in train_arms(run)}
+    arms = {name: arm.readings for name, arm in trained.items()}
     best = choose_arm(arms)
-    final = read_arm(run, "final", trained[best], shifts=SHIFTS)
+    final = read_arm(run, "final", trained[best].params, shifts=SHIFTS)
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
     summary = finish.write_summary(run, identity, arms, best, final)
+    figures = [figure for arm in trained.values() for figure in arm.figures]
     finish.write_report(run, summary, texts, confidences, figures)
     run.workdir.finish("report", time.monotonic() - begin)
     return summary
@@ -270,19 +305,27 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
 SHOWN = 10
 
 
-def target_figure(run: Run) -> reporting.Figure:
-    """What the stack of target images told: background, lines, and the ink that is left."""
+def target_picture(run: Run) -> Image.Image:
+    """The empty captcha and its lines as found in the stack, and the first images with their ink."""
     seen = run.target
-    picture = grids.scene(seen.scene.background, seen.scene.mask, seen.gray[:SHOWN], seen.ink[:SHOWN])
-    return finish.picture(
-        "The target", "Empty captcha and its lines, found in the stack; images and their ink.", picture
-    )
+    return grids.scene(seen.scene.background, seen.scene.mask, seen.gray[:SHOWN], seen.ink[:SHOWN])
+
+
+def target_figure(run: Run) -> reporting.Figure:
+    """What the stack of target images told."""
+    caption = "Empty captcha and its lines, found in the stack; images and their ink."
+    return finish.picture("The target", caption, target_picture(run))
+
+
+def refinement_picture(run: Run, pool: classify.Pool, refined: classify.Pool) -> Image.Image:
+    """Simulated captchas, refined ones, the difference, and real ones."""
+    return grids.refinement(np.asarray(pool.ink[:SHOWN]), np.asarray(refined.ink[:SHOWN]), run.target.ink[:SHOWN])
 
 
 def refinement_figure(run: Run, pool: classify.Pool, refined: classify.Pool) -> reporting.Figure:
-    """Simulated, refined and real images side by side."""
-    picture = grids.refinement(np.asarray(pool.ink[:SHOWN]), np.asarray(refined.ink[:SHOWN]), run.target.ink[:SHOWN])
-    return finish.picture("Refinement", "Simulated captchas before and after the refiner, beside real ones.", picture)
+    """What the refiner does."""
+    caption = "Simulated captchas before and after the refiner, beside real ones."
+    return finish.picture("Refinement", caption, refinement_picture(run, pool, refined))
 
 
 def simulator_figure(run: Run, number: int, simulator: stages.Simulator, fitted: classify.Pool) -> reporting.Figure:

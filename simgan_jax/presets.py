@@ -1,6 +1,7 @@
 """Named configurations: `smoke` to see it run, `cpu` and `gpu` to work, `paper` and `seed` with their own numbers."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from simgan_jax.config import (
     AdaptConfig,
@@ -106,7 +107,7 @@ SEED = Config(
 PRESETS = {"smoke": SMOKE, "cpu": CPU, "gpu": GPU, "paper": PAPER, "seed": SEED}
 
 
-def override(config: Config, values: dict[str, object]) -> Config:
+def override(config: Config, values: Mapping[str, object]) -> Config:
     """A configuration with fields replaced; keys are `group.field`.
 
     Raises:
@@ -117,5 +118,17 @@ def override(config: Config, values: dict[str, object]) -> Config:
         section = getattr(config, group, None)
         if section is None or not hasattr(section, field):
             raise ConfigError(f"config.{path}: no such field")
+        _check_type(path, getattr(section, field), value)
         config = dataclasses.replace(config, **{group: dataclasses.replace(section, **{field: value})})
     return config
+
+
+def _check_type(path: str, old: object, new: object) -> None:
+    """Raises if `new` is of another type than `old`; the empty tuple stands for one of texts."""
+    kinds: tuple[type, ...] = (type(old[0]) if old else str,) if isinstance(old, tuple) else (type(old),)
+    if kinds == (float,):
+        kinds = (float, int)
+    news = new if isinstance(old, tuple) and isinstance(new, tuple) else (new,)
+    if isinstance(new, tuple) != isinstance(old, tuple) or not all(type(value) in kinds for value in news):
+        many = "several values" if isinstance(old, tuple) else "one value"
+        raise ConfigError(f"config.{path}={new!r}: give {many} of type {kinds[0].__name__}")

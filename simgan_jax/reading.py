@@ -52,14 +52,3 @@ def answers(probabilities: np.ndarray, captcha: CaptchaConfig) -> tuple[list[str
     """Texts, and the probability of each as the product over its characters, `[N]`."""
     texts = alphabet.decode(probabilities.argmax(axis=-1), captcha.alphabet)
     return texts, probabilities.max(axis=-1).prod(axis=-1)
-
-
-def information(probabilities: np.ndarray) -> float:
-    """Mutual information of image and character in nats: H(mean p) - mean H(p), mean over slots.
-
-    High where a reader is sure and uses all characters alike; needs no label (Liang et al. 2020, SHOT, eq. 3).
-    """
-    p = np.clip(probabilities, 1e-9, 1.0)
-    marginal = p.mean(axis=0)
-    conditional = -(p * np.log(p)).sum(axis=-1).mean(axis=0)
-    return float((-(marginal * np.log(marginal)).sum(axis=-1) - conditional).mean())

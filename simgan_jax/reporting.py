@@ -44,6 +44,16 @@ class Readings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of the report: headings, and rows of as many texts; the first column names the row."""
+
+    title: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """What a report shows; whatever is missing is left out of it.
 
@@ -64,6 +74,7 @@ class Report:
     figures: Sequence[Figure] = ()
     readings: Readings | None = None
     alphabet: str = ""
+    tables: Sequence[Table] = ()
 
 
 def write_report(workdir: str | os.PathLike[str], report: Report) -> pathlib.Path:
@@ -92,6 +103,7 @@ def render(report: Report) -> str:
         strip=_cells(report.readings, _spread(report.readings, 6)),
         stages=_stages(summary.get("stages", ())),
         arms=_arms(summary),
+        tables=report.tables,
         families=_families(report.metrics),
         figures=[_figure(figure) for figure in report.figures],
         least=_cells(report.readings, _ranked(report.readings)[:SHOWN]),

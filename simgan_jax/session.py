@@ -13,7 +13,7 @@ import numpy as np
 
 from simgan_jax import challenge, checkpoints, metrics, target, train
 from simgan_jax.config import Config
-from simgan_jax.workdir import Workdir
+from simgan_jax.workdir import Workdir, WorkdirError
 
 # Streams of the run's key: one for each use, so that no stage moves when another changes.
 STREAMS = ("pool", "gan", "pretrain", "refine", "classifier", "classify", "fitted", "adapt")
@@ -77,7 +77,14 @@ def open_run(
         Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
         metrics.MetricsWriter(workdir.path) as writer,
     ):
-        if not workdir.done("target"):
+        if workdir.done("target"):
+            before = workdir.load("scene")["background"], workdir.facts("target")["images"]
+            if before[1] != len(seen.ink) or not np.array_equal(before[0], seen.scene.background):
+                raise WorkdirError(
+                    f"workdir {workdir.path}: {captchas} held other captchas when this run began ({before[1]} then, "
+                    f"{len(seen.ink)} now): restore them, or choose another --workdir"
+                )
+        else:
             workdir.save("scene", **scene_arrays(seen.scene))
             workdir.finish("target", time.monotonic() - start, images=len(seen.ink))
         yield Run(config, workdir, writer, stream_keys(seed), seen)

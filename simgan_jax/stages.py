@@ -47,7 +47,7 @@ def configured_simulator(config: Config) -> Simulator:
 
 
 def fitted_simulator(config: Config, atlas: np.ndarray, poses: np.ndarray) -> Simulator:
-    """The simulator with glyphs `[1, V, S, S]` and poses `[M, L, 3]` that were fitted to the target."""
+    """The simulator with glyphs `[K, V, S, S]` and poses `[M, L, 3]` that were fitted to the target."""
     law = functools.partial(
         layout.fitted_law,
         styles=atlas.shape[0],
@@ -123,7 +123,7 @@ def fit_simulator(
     config: Config,
     report: Callable[[int, float], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Glyphs `[1, V, S, S]` and poses `[M, L, 3]` fitted to the surest images of the target `[N, H, W]`.
+    """Glyphs `[K, V, S, S]` and poses `[M, L, 3]` fitted to the surest images of the target `[N, H, W]`.
 
     `report(step, residual)` is called after each pass over the images.
     """
@@ -148,7 +148,7 @@ def fit_simulator(
             state, residual = step(state, evidence)
             residuals.append(residual)
         report((visit + 1) * batches, float(np.mean([np.asarray(r) for r in residuals])))
-    return np.asarray(state.atlas), np.asarray(state.poses)
+    return np.asarray(fit.clean(state.atlas, config=config.fit)), np.asarray(state.poses)
 
 
 def classify_step(config: Config, total: int) -> Callable[..., tuple[classify.ClassifierState, classify.Metrics]]:

@@ -57,7 +57,7 @@ def discriminator_pretrain_step(
 ) -> tuple[SimGANState, Metrics]:
     """One update of the discriminator on real and freshly refined images, no history (paper 3.1). Consumes the key."""
     pretrained = dataclasses.replace(state, history=history.init(0, state.history.data.shape[1:]))
-    updated, metrics = _discriminator_update(pretrained, key, data, config=config)
+    updated, metrics = discriminator_update(pretrained, key, data, config=config)
     return _finish(updated, history=state.history, config=config), metrics
 
 
@@ -77,10 +77,10 @@ def simgan_step(
     networks, _ = discriminator.normalize(state.discriminator.params, state.spectral, config=config.discriminator)
 
     def refine(net: NetState, key: jax.Array) -> tuple[NetState, Metrics]:
-        return _refiner_update(net, key, data[0], networks, config=config, label_loss_fn=label_loss_fn)
+        return refiner_update(net, key, data[0], networks, config=config, label_loss_fn=label_loss_fn)
 
     def judge(state: SimGANState, key: jax.Array) -> tuple[SimGANState, Metrics]:
-        return _discriminator_update(state, key, data, config=config)
+        return discriminator_update(state, key, data, config=config)
 
     refiner_state, refiner_metrics = _repeat(refine, state.refiner, refiner_key, config.refine.k_g)
     state = dataclasses.replace(state, refiner=refiner_state)
@@ -89,15 +89,16 @@ def simgan_step(
     return _finish(state, config=config), refiner_metrics | discriminator_metrics | size
 
 
-def _refiner_update(
+def refiner_update(
     net: NetState,
     key: jax.Array,
     data: Synthetic,
     discriminator_params: discriminator.Params,
     *,
     config: Config,
-    label_loss_fn: LabelLoss | None,
+    label_loss_fn: LabelLoss | None = None,
 ) -> tuple[NetState, Metrics]:
+    """One update of the refiner against a discriminator as `discriminator.normalize` gives it. Consumes the key."""
     data_key, noise_key = jax.random.split(key)
     synthetic, labels = _draw(data_key, data, config=config.refine)
 
@@ -120,9 +121,10 @@ def _refiner_update(
     return _descend(net, objective, "refiner", config.refine, config.refine.refiner_lr)
 
 
-def _discriminator_update(
+def discriminator_update(
     state: SimGANState, key: jax.Array, data: Data, *, config: Config
 ) -> tuple[SimGANState, Metrics]:
+    """One update of the discriminator, which then adds to the history (paper 2.3). Consumes the key."""
     synthetic_key, real_key, mix_key, add_key, noise_key = jax.random.split(key, 5)
     synthetic, _ = _draw(synthetic_key, data[0], config=config.refine)
     refined = refiner.apply(state.refiner.params, synthetic, config=config.refiner)

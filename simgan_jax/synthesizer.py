@@ -34,13 +34,13 @@ def cell_size(height: int, sizes: tuple[float, ...]) -> int:
 
 
 def pack(atlas: jax.Array) -> jax.Array:
-    """Uint32 `[K, V, S, S]` of an atlas in [0, 1]: a pixel and its right, lower and lower right neighbours, a byte each.
+    """Uint32 `[K, V, S, S]` of an atlas in [0, 1]: each pixel with its right, lower and lower right neighbours.
 
-    One look-up then gives all that a bilinear sample needs.
+    A byte each, so that one look-up gives all that a bilinear sample needs.
     """
-    levels = jnp.round(atlas * 255.0).astype(jnp.uint32)
-    pairs = levels | jnp.roll(levels, -1, axis=-1) << 8
-    return pairs | jnp.roll(pairs, -1, axis=-2) << 16
+    levels = jnp.pad(jnp.round(atlas * 255.0).astype(jnp.uint32), ((0, 0), (0, 0), (0, 1), (0, 1)))
+    upper, lower = levels[:, :, :-1], levels[:, :, 1:]
+    return upper[..., :-1] | upper[..., 1:] << 8 | lower[..., :-1] << 16 | lower[..., 1:] << 24
 
 
 def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.Array:
@@ -52,7 +52,8 @@ def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.A
     """
     size = packed.shape[-1]
     inverse, offset, page = _glyph_frame(layout, packed.shape)
-    matrix, shift = _fixed(inverse), _fixed(offset)
+    # Half a weight more, for the weights are cut, not rounded.
+    matrix, shift = _fixed(inverse), _fixed(offset + 0.5**WEIGHT_BITS / 2)
     rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, width), np.int32))
     pixels = packed.reshape(-1)
     limit = jnp.uint32((size - 1) << FRACTION_BITS)

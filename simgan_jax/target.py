@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from simgan_jax import images
-from simgan_jax.config import TargetConfig
+from simgan_jax.config import ConfigError, TargetConfig
+
+# Gray levels; images of one stack that differ by less are the same but for noise.
+LEAST_CONTRAST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,14 @@ def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: Target
 
     Ink covers a pixel in few of the images, so a quantile of the stack on the side away from the ink is
     the empty captcha. Bright or dark ink is told by the longer tail of the deviations from the median.
+
+    Raises:
+      ConfigError: the images do not differ, so that nothing in them can be told to be ink.
     """
     stack = gray[:: max(1, len(gray) // config.background_images)]
     low, median, high = np.quantile(stack, (0.02, 0.5, 0.98), axis=0)
+    if (high - low).max() < LEAST_CONTRAST:
+        raise ConfigError(f"target: its {len(gray)} image(s) look alike: give more images, of different captchas")
     bright = (high - median).mean() >= (median - low).mean()
     quantile = config.background_quantile if bright else 1.0 - config.background_quantile
     background = np.quantile(stack, quantile, axis=0).astype(np.float32)
@@ -44,8 +52,9 @@ def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: Target
 def to_ink(gray: jax.Array, scene: Scene, *, config: TargetConfig) -> jax.Array:
     """Uint8 ink `[B, H, W]` of gray `[B, H, W]`; the one way of real and simulated images alike."""
     if config.representation == "binary":
-        binary = images.binarise(gray, threshold=config.threshold)
-        return jnp.where(jnp.asarray(scene.mask), jnp.uint8(255), binary)
+        dark = scene.level < np.median(scene.background)
+        binary = images.binarise(255 - gray if dark else gray, threshold=config.threshold)
+        return jnp.where(jnp.asarray(scene.mask)[None], jnp.uint8(255), binary)
     ink = images.extract_ink(gray, scene.background, scene.mask, level=scene.level)
     return jnp.round(ink * 255.0).astype(jnp.uint8)
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 TOP_LEVEL = {
-    *("simgan_jax", "experiments", "tests", "data", "setup.cfg", "README.md"),
+    *("simgan_jax", "experiments", "tests", "data", "docs", "setup.cfg", "README.md"),
     *("pyproject.toml", "constraints.txt", "Makefile", ".ci", ".gitignore"),
 }
 
@@ -67,7 +67,21 @@ IMPORTS = {
     "finish": {"challenge", "estimate", "grids", "metrics", "reading", "reporting", "session", "workdir"},
     "pipeline": {
         *("alarms", "challenge", "classifier", "classify", "finish", "grids", "reading", "refiner", "reporting"),
-        *("session", "stages", "state", "steps"),
+        *("config", "session", "stages", "state", "steps"),
+    },
+    "counts": {"config"},
+    "benchmark": {"counts", "workdir"},
+    "benchmark_tables": NOTHING,
+    "studies": {"config", "presets"},
+    "parts": {"config", "studies"},
+    "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
+    "tables": {"evaluate"},
+    "workbench": {
+        *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids", "images"),
+        *("measures", "metrics", "parts", "pipeline", "reading", "refiner", "session", "stages", "studies", "workdir"),
+    },
+    "ablation": {
+        *("atomic", "config", "evaluate", "finish", "reporting", "studies", "tables", "workbench", "workdir"),
     },
     "predictor": {
         *("challenge", "checkpoints", "classifier", "classify", "config", "pipeline", "reading", "session", "stages"),
@@ -79,6 +93,7 @@ IMPORTS = {
 IO = {
     *("atomic", "challenge", "charts", "checkpoints", "contest", "contest_client", "finish", "glyphs", "grids"),
     *("labels", "metrics", "pipeline", "predictor", "reporting", "session", "stages", "workdir"),
+    *("ablation", "benchmark", "workbench"),
 }
 LINEN = {"convolution", "refiner", "discriminator", "classifier"}
 

@@ -69,7 +69,7 @@ class Answer(NamedTuple):
     collapsed: str = ""
 
 
-class Bench:
+class Workbench:
     """The parts of one seed in a folder. What is done is loaded, whichever arm or study did it.
 
     Args:
@@ -133,15 +133,17 @@ class Bench:
 
     def _train(self, arm: Arm, config: Config) -> None:
         """Trains and reads; what the target shows then stands in the part's folder."""
+        pool: classify.Pool | None = None
         if arm.training == "rounds":
             last = self._rounds(config)
             params, belief, pool = last.params, last.readings, last.mixed
         else:
             params, belief = self._classifier(arm.simulator, arm.images, arm.share, config)
-            pool = self._shown(arm.simulator, arm.images, arm.share, config) if arm.self_trained else None
-        if arm.self_trained:
+            if arm.self_trained:
+                pool = self._shown(arm.simulator, arm.images, arm.share, config)
+        if pool is not None and arm.self_trained:
             with self._open(parts.of_arm(arm), config) as run:
-                adapted = pipeline.adapt_stage(run, cast(classify.Pool, pool), params, belief)
+                adapted = pipeline.adapt_stage(run, pool, params, belief)
                 pipeline.read_arm(run, ARM, adapted)
 
     def _classifier(
@@ -165,7 +167,7 @@ class Bench:
         belief = pipeline.mean_readings(raw, refined)
         kept = self._shown("wide", "refined", 1.0, config)
         with self._open(parts.rounds(), config) as run:
-            last, *_ = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1)
+            last = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1).pop()
             if not run.workdir.done(f"predict/{ARM}"):
                 run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
                 picture = pipeline.simulator_figure(run, config.fit.rounds - 1, last.simulator, last.drawn)

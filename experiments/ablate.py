@@ -1,0 +1,66 @@
+"""Shows what each part adds: trains the arms of a study under several seeds and compares them on real labels.
+
+    python -m experiments.ablate --study=route --seeds=3 --target=DIR --labels=CSV --workdir=runs/studies
+
+Studies: route, history, adversary, lambda, psi, pretraining, k_g, paper, smoke (simgan_jax/studies.py). One workdir
+serves several studies of one target: arms that they share are trained once, and a killed run continues where it
+stopped. Labels are opened after the last arm is trained; then alone is an oracle trained on four fifths of them.
+Prints the table in Markdown; it, the numbers in JSON and a report with pictures stand in WORKDIR/STUDY.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from experiments import _flags
+from simgan_jax import ablation, evaluate, labels, studies, workdir
+
+_STUDY = flags.DEFINE_enum("study", None, sorted(studies.STUDIES), "What to compare.", required=True)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from --seed on.", lower_bound=1)
+_ARMS = flags.DEFINE_list("arms", None, "Names of the arms to run; all of the study if not given.")
+_TARGET = flags.DEFINE_string("target", None, "Folder of captchas.", required=True)
+_LABELS = flags.DEFINE_string("labels", None, "CSV with name,label, opened when all arms are trained.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Also write the numbers to this JSON file.")
+PLACES = {"target": "DIR", "labels": "CSV", "workdir": "DIR"}
+
+
+def command() -> str:
+    """The command line without the places of this machine."""
+    words = []
+    for word in sys.argv[1:]:
+        name = word.lstrip("-").partition("=")[0]
+        if name not in ("out", "compilation_cache"):
+            words.append(f"--{name}={PLACES[name]}" if name in PLACES else word)
+    return " ".join(["python -m experiments.ablate", *words])
+
+
+def main() -> int:
+    config = _flags.chosen_config()
+    study = studies.study(_STUDY.value, config=config)
+    if _ARMS.value:
+        study = studies.only(study, _ARMS.value)
+    facts = {"command": command(), "preset": _flags.PRESET.value, "target": pathlib.Path(_TARGET.value).name}
+    try:
+        result = ablation.run(
+            _flags.workdir(),
+            _TARGET.value,
+            study,
+            config=config,
+            seeds=range(_flags.SEED.value, _flags.SEED.value + _SEEDS.value),
+            read_labels=lambda: labels.read_labels(_LABELS.value),
+            facts=facts,
+            announce=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    except (labels.LabelsError, evaluate.EvaluationError, ablation.AblationError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print((_flags.workdir() / study.name / ablation.TABLE_FILE).read_text(), end="")
+    if _OUT.value:
+        workdir.write_json(pathlib.Path(_OUT.value), result)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    _flags.run(main)

@@ -1,0 +1,60 @@
+"""Times what costs time, beside the machine's own limits and other frameworks, and writes JSON.
+
+    python -m experiments.benchmark --suite=refiner_step --out=docs/benchmarks/refiner_step.json
+    python -m experiments.benchmark --suite=end_to_end --workdir=runs/embedded --out=docs/benchmarks/end_to_end.json
+    python -m experiments.benchmark --markdown=docs/benchmarks
+
+The settings are those of simgan_jax/config.py, or of --preset; --config.GROUP.FIELD=VALUE overrides them. PyTorch and
+Keras take part where they are installed (`pip install -e .[peers]`). --markdown prints the tables of a folder's files.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from experiments import _flags, _growth, _suites
+from simgan_jax import benchmark, benchmark_tables, config, workdir
+
+SUITES = (*_suites.SIMGAN_STEPS, "classifier_step", "synthesis", "growth", "end_to_end")
+_SUITE = flags.DEFINE_enum("suite", None, SUITES, "What to time.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Times that each case is run after warming up.", lower_bound=1)
+_SIZES = flags.DEFINE_list("sizes", ["1000", "10000", "100000"], "Numbers of images of the suite `growth`.")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Folder of JSON files whose tables to print.")
+
+
+def main() -> int:
+    if _MARKDOWN.value is not None:
+        files = sorted(pathlib.Path(_MARKDOWN.value).glob("*.json"))
+        print(benchmark_tables.markdown({file.name: workdir.read_json(file) for file in files}), end="")
+        return 0
+    if _SUITE.value is None or _OUT.value is None:
+        raise config.ConfigError("--suite and --out: give both, or --markdown")
+    suite = _SUITE.value
+    settings = _flags.chosen_config(config.Config())
+    if suite == "end_to_end":
+        content = benchmark.end_to_end(_flags.workdir())
+    elif suite == "growth":
+        if not all(size.isdecimal() and int(size) for size in _SIZES.value):
+            raise config.ConfigError(f"--sizes={','.join(_SIZES.value)}: give whole numbers above 0")
+        rows = _growth.measure([int(size) for size in _SIZES.value], settings)
+        content = benchmark.content(suite, rows, settings={})
+    else:
+        if suite == "synthesis":
+            cases = _suites.synthesis_cases(settings)
+        elif suite == "classifier_step":
+            cases = _suites.classifier_cases(settings)
+        else:
+            cases = _suites.simgan_cases(suite, settings)
+        parts = {"synthesis": "synthesizer", "classifier_step": "classifier,classify"}
+        groups = parts.get(suite, "refiner,discriminator,refine").split(",")
+        chosen = {group: dataclasses.asdict(getattr(settings, group)) for group in groups}
+        content = benchmark.run(suite, cases, repetitions=_REPETITIONS.value, settings=chosen)
+    benchmark.write(_OUT.value, content)
+    print(benchmark_tables.markdown({pathlib.Path(_OUT.value).name: content}), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    _flags.run(main)

@@ -1,0 +1,130 @@
+import dataclasses
+
+import pytest
+
+from simgan_jax import parts, presets, studies
+from simgan_jax.config import ConfigError
+from simgan_jax.studies import Arm
+
+
+def test_names():
+    assert list(studies.STUDIES) == [
+        *("route", "history", "adversary", "lambda", "psi", "pretraining", "k_g", "paper", "smoke"),
+    ]
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "seed"])
+def test_every_arm_has_a_configuration(name, preset):
+    config = presets.PRESETS[preset]
+    study = studies.study(name, config=config)
+    assert study.name == name and study.question.endswith("?")
+    for arm in study.arms:
+        own = studies.arm_config(arm, config)
+        assert own.synthesizer.law == ("seed" if arm.simulator == "seed" else "wide")
+        assert own.synthesizer.pool == config.synthesizer.pool
+
+
+def test_route_ends_with_the_oracle():
+    names = [arm.name for arm in studies.study("route", config=presets.CPU).arms]
+    assert names[:4] == ["seed raw", "seed refined", "seed both", "seed both self-trained"]
+    assert names[-4:] == ["fitted in rounds", "fitted in rounds self-trained", "oracle", "oracle augmented"]
+
+
+def test_sizes_follow_the_configuration():
+    config = presets.override(presets.CPU, {"refine.history_size": 1000, "refine.batch_size": 32})
+    sizes = [arm.overrides.get("refine.history_size") for arm in studies.study("history", config=config).arms]
+    assert sizes == [None, 0, 100, 1000]
+    # A tenth of 100 would be less than a batch.
+    config = presets.override(config, {"refine.history_size": 100})
+    assert studies.study("history", config=config).arms[2].overrides == {"refine.history_size": 32}
+
+
+def test_raw_arms_come_first():
+    for name in ("history", "adversary", "lambda", "psi", "pretraining", "k_g", "paper", "smoke"):
+        assert studies.study(name, config=presets.CPU).arms[0].images == "raw"
+
+
+def test_overrides_reach_the_configuration():
+    arm = Arm("x", overrides={"refine.k_g": 4})
+    assert studies.arm_config(arm, presets.CPU) == dataclasses.replace(
+        presets.CPU, refine=dataclasses.replace(presets.CPU.refine, k_g=4)
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"simulator": "other"}, {"images": "other"}, {"training": "other"}, {"training": "rounds"}, {"share": 0.0}],
+)
+def test_impossible_arms(fields):
+    with pytest.raises(ConfigError, match="arm 'x'"):
+        Arm("x", **fields)
+
+
+def test_only():
+    study = studies.study("smoke", config=presets.CPU)
+    assert [arm.name for arm in studies.only(study, ["refined"]).arms] == ["refined"]
+    with pytest.raises(ConfigError, match="no arm 'other'.*raw, refined"):
+        studies.only(study, ["raw", "other"])
+
+
+def test_unknown_study_and_names_twice():
+    with pytest.raises(ConfigError, match="choose one of route, "):
+        studies.study("other", config=presets.CPU)
+    with pytest.raises(ConfigError, match="two arms"):
+        studies.Study("x", "?", (Arm("a"), Arm("a")))
+
+
+def test_held_out_is_a_fifth_that_only_names_decide():
+    names = [f"captcha-{i}" for i in range(1000)]
+    held = studies.held_out(names)
+    assert sum(held) == 200
+    backwards = studies.held_out(names[::-1])
+    assert backwards == held[::-1]
+    assert sum(studies.held_out(["a", "b", "c"])) == 1
+
+
+def test_route_steps():
+    assert studies.route_steps(presets.SMOKE) == 4 + 4 + 4
+    assert studies.route_steps(presets.override(presets.SMOKE, {"fit.rounds": 0})) == 4 + 4
+
+
+def folder(part, **overrides):
+    return parts.folder(part, config=presets.override(presets.CPU, overrides))
+
+
+def test_arms_share_what_does_not_depend_on_their_difference():
+    raw, refined = parts.classifier("wide", "raw", 1.0), parts.classifier("wide", "refined", 1.0)
+    assert folder(raw) == folder(raw, **{"refine.lambda_reg": 0.5, "fit.images": 10})
+    assert folder(refined) != folder(refined, **{"refine.lambda_reg": 0.5})
+    assert folder(parts.refiner("wide")) == folder(parts.refiner("wide"), **{"classify.steps": 7})
+    assert folder(raw) != folder(raw, **{"classify.steps": 7})
+    assert folder(raw) != folder(refined) != folder(parts.classifier("wide", "both", 1.0))
+
+
+def test_self_training_goes_on_from_the_same_classifier():
+    base = parts.of_arm(Arm("a", images="both"))
+    adapted = parts.of_arm(Arm("b", images="both", self_trained=True))
+    assert adapted.needs == (base,)
+    assert folder(base) == folder(base, **{"adapt.steps": 7})
+    assert folder(adapted) != folder(adapted, **{"adapt.steps": 7})
+
+
+def test_fitted_arms_build_on_the_rounds():
+    arm = parts.of_arm(Arm("a", "fitted", "refined"))
+    kinds = [part.kind for part in parts.closure(arm)]
+    assert kinds[0] == "classifier" and {"rounds", "refiner"} <= set(kinds)
+    assert folder(arm) != folder(arm, **{"fit.passes": 1})
+    assert parts.of_arm(Arm("b", "fitted", "both", training="rounds")) == parts.rounds()
+
+
+def test_parts_with_the_same_needs_in_time_are_named_apart():
+    # Two folders of one digest would let an arm take another one's classifier for its own.
+    seen = {}
+    for name in studies.STUDIES:
+        for arm in studies.study(name, config=presets.CPU).arms:
+            if not arm.oracle:
+                config = studies.arm_config(arm, presets.CPU)
+                part = parts.of_arm(arm)
+                content = (part.kind, repr(parts.depends(part, config=config)))
+                assert seen.setdefault(parts.folder(part, config=config), content) == content
