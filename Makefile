@@ -26,7 +26,7 @@ setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c "import pip; $(FITS)" 2>/dev/null; then \
-	  for python in $(PYTHONS); do \
+	  found=; for python in $(PYTHONS); do \
 	    if $$python -c "$(FITS)" 2>/dev/null; then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \

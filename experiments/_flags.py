@@ -1,5 +1,6 @@
 """Flags and exit codes that the scripts share."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from simgan_jax import alarms, challenge, checkpoints, config, metrics, presets
+from simgan_jax import alarms, backend, challenge, checkpoints, config, devices, metrics, presets
 from simgan_jax import workdir as workdirs
 
 USER_ERRORS = (
@@ -31,6 +32,9 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "simgan_jax"),
     "Folder for compiled programs, which later runs load instead of compiling; empty for none.",
+)
+_DEVICES = flags.DEFINE_integer(
+    "devices", 0, "Devices to divide each batch over; 0 for every accelerator, or one CPU.", lower_bound=0
 )
 
 
@@ -79,7 +83,9 @@ def run(main: Callable[[], int | None]) -> None:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         try:
-            return main()
+            count = _DEVICES.value or backend.device_count()
+            with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
+                return main()
         except USER_ERRORS as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 2

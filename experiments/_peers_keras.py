@@ -4,8 +4,9 @@ Keras's own layers and optimisers in a custom training step, as its guide for JA
 `jax.value_and_grad`, `stateless_apply`, one jit with donation.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -100,6 +101,19 @@ def load(model: keras.Model, weights: Weights) -> None:
             getattr(layer, {"scale": "gamma", "bias": "beta"}[leaf] if normal else leaf).assign(values)
 
 
+@contextlib.contextmanager
+def _as_keras_expects() -> Iterator[None]:
+    # Its layers broadcast over ranks and use a key more than once, which JAX refuses under strict settings.
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        yield
+
+
+@_as_keras_expects()
+def outputs(model: keras.Model, images: Any) -> Any:
+    """What a network makes of `[B, H, W, 1]`."""
+    return model(images)
+
+
 def _values(variables: list[Any]) -> Variables:
     return [jnp.array(variable.value) for variable in variables]
 
@@ -118,6 +132,7 @@ def _draw(key: jax.Array, stack: jax.Array, count: int) -> jax.Array:
 class SimGAN:
     """Updates as in `simgan_jax.steps`, without a history. ink, real: uint8 `[N, H, W]` and `[M, H, W]`."""
 
+    @_as_keras_expects()
     def __init__(self, config: Config, weights: Weights, judge: Weights, spectral: Weights, data: Any):
         self.config, self.data = config, tuple(jnp.asarray(x) for x in data)
         self.refiner = refiner(config.captcha, config.refiner)
@@ -138,11 +153,13 @@ class SimGAN:
         self._refiner = jax.jit(self._refiner_update, donate_argnums=0)
         self._discriminator = jax.jit(self._discriminator_update, donate_argnums=0)
 
+    @_as_keras_expects()
     def refiner_step(self) -> Any:
         """One update of the refiner."""
         self.state, metrics = self._refiner(self.state, self.data)
         return metrics
 
+    @_as_keras_expects()
     def discriminator_step(self) -> Any:
         """One update of the discriminator, on freshly refined and real images."""
         self.state, metrics = self._discriminator(self.state, self.data)
@@ -202,6 +219,7 @@ class SimGAN:
 class Classifier:
     """Training of the reader as in `simgan_jax.classify`. data: ink uint8 `[N, H, W]`, labels, poses."""
 
+    @_as_keras_expects()
     def __init__(self, config: Config, weights: Weights, data: Any):
         self.config, self.data = config, tuple(jnp.asarray(x) for x in data)
         self.model = classifier(config.captcha, config.classifier)
@@ -219,6 +237,7 @@ class Classifier:
         self.state: Any = (*map(_values, parts), jax.random.key(0))
         self._update: Callable[..., Any] = jax.jit(self._step, donate_argnums=0)
 
+    @_as_keras_expects()
     def step(self) -> Any:
         """One update."""
         self.state, metrics = self._update(self.state, self.data)

@@ -21,8 +21,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from --seed on.", lo
 _ARMS = flags.DEFINE_list("arms", None, "Names of the arms to run; all of the study if not given.")
 _TARGET = flags.DEFINE_string("target", None, "Folder of captchas.", required=True)
 _LABELS = flags.DEFINE_string("labels", None, "CSV with name,label, opened when all arms are trained.", required=True)
+_RUNS = flags.DEFINE_list("runs", [], "Workdirs of finished experiments.run on this target, not to be trained again.")
 _OUT = flags.DEFINE_string("out", None, "Also write the numbers to this JSON file.")
-PLACES = {"target": "DIR", "labels": "CSV", "workdir": "DIR"}
+PLACES = {"target": "DIR", "labels": "CSV", "workdir": "DIR", "runs": "DIR,..."}
 
 
 def command() -> str:
@@ -51,6 +52,7 @@ def main() -> int:
             read_labels=lambda: labels.read_labels(_LABELS.value),
             facts=facts,
             announce=lambda text: print(text, file=sys.stderr, flush=True),
+            runs=_RUNS.value,
         )
     except (labels.LabelsError, evaluate.EvaluationError, ablation.AblationError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

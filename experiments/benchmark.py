@@ -11,6 +11,7 @@ Keras take part where they are installed (`pip install -e .[peers]`). --markdown
 import dataclasses
 import pathlib
 
+import jax
 from absl import flags
 
 from experiments import _flags, _growth, _suites
@@ -32,6 +33,8 @@ def main() -> int:
     if _SUITE.value is None or _OUT.value is None:
         raise config.ConfigError("--suite and --out: give both, or --markdown")
     suite = _SUITE.value
+    # Programs from the cache would make a first call look cheap.
+    jax.config.update("jax_enable_compilation_cache", False)
     settings = _flags.chosen_config(config.Config())
     if suite == "end_to_end":
         content = benchmark.end_to_end(_flags.workdir())

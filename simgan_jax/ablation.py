@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from simgan_jax import atomic, evaluate, finish, reporting, studies, tables, workbench, workdir
+from simgan_jax import adoption, atomic, evaluate, finish, reporting, studies, tables, workbench, workdir
 from simgan_jax.config import Config
 from simgan_jax.studies import Arm, Study
 
@@ -49,6 +50,7 @@ def run(
     read_labels: ReadLabels,
     facts: Mapping[str, Any],
     announce: Announce,
+    runs: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Trains what is not yet trained, scores all, and writes result.json, table.md and report.html; the result.
 
@@ -61,6 +63,7 @@ def run(
       read_labels: () -> label by name of the captcha.
       facts: what else the result should tell, such as the command.
       announce: is told what begins.
+      runs: finished runs of the main job on the same target; what they trained is taken over (`adoption.adopt`).
 
     Raises:
       WorkdirError, ChallengeError, ConfigError: unusable folder, input or arm.
@@ -73,6 +76,11 @@ def run(
         for arm in study.arms:
             studies.arm_config(arm, config)
         answers: Answers = {arm.name: [] for arm in study.arms}
+
+        for source, seed in itertools.product(runs, seeds):
+            bench = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed)
+            if adoption.adopt(source, bench):
+                announce(f"seed {seed}: taken over from {source}")
 
         def each(oracle: bool, answer: Callable[[workbench.Workbench, Arm], workbench.Answer]) -> None:
             arms = [arm for arm in study.arms if arm.oracle == oracle]

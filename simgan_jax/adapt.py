@@ -9,7 +9,7 @@ one where the teacher is sure, and its class marginal is aligned to uniform firs
 import jax
 import jax.numpy as jnp
 
-from simgan_jax import classifier, classify, images
+from simgan_jax import classifier, classify, devices, images
 from simgan_jax.config import AdaptConfig, CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 
@@ -61,7 +61,7 @@ def adapt_step(
     source_key, real_key, source_drop_key, real_drop_key, augment_key = jax.random.split(key, 5)
     batch = classify.draw_batch(source_key, pool, batch_size=classify_config.batch_size)
     index = jax.random.randint(real_key, (config.batch_size,), 0, target.shape[0])
-    real = target[index]
+    real = devices.spread(target[index])
     teacher = classifier.apply(state.average, images.to_unit(real), captcha, config=classifier_config)
     belief = align(jax.nn.softmax(teacher.logits, axis=-1), marginal)
     guess, certainty = belief.argmax(axis=-1), belief.max(axis=-1)

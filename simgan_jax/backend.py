@@ -10,3 +10,11 @@ def has_slow_convolution_gradients() -> bool:
     every convolution gradient some twenty times as long inside `lax.scan` as outside.
     """
     return jax.default_backend() == "cpu"
+
+
+def device_count() -> int:
+    """Devices that training is divided over unless a number is asked for: every accelerator, but one CPU.
+
+    The devices of a CPU share its cores, so that more of them only cost.
+    """
+    return 1 if jax.default_backend() == "cpu" else len(jax.devices())

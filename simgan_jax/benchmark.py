@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -105,7 +106,7 @@ def content(suite: str, rows: Sequence[Mapping[str, Any]], *, settings: Mapping[
         "suite": suite,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "settings": dict(settings),
+        "settings": json.loads(json.dumps(settings)),
         "rows": [dict(row) for row in rows],
     }
 

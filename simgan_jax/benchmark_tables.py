@@ -91,12 +91,18 @@ def _growth(rows: Sequence[Content]) -> str:
 def _machine(content: Content) -> str:
     machine = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
+    settings = ", ".join(_setting(name, value) for name, value in content["settings"].items())
     return (
         f"{content['date']}: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['backend']} ({', '.join(machine['devices'])}), "
         f"load {machine['load'][0]} (1 min), {machine['load'][2]} (15 min); {versions}. Settings: {settings or 'none'}."
     )
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(_setting(f"{name}.{field}", inner) for field, inner in value.items())
+    return f"{name}={value}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -109,8 +109,8 @@ class Checkpoints:
         there, here = _describe(metadata), _describe(template)
         if not there:
             raise CheckpointError(
-                f"checkpoints {self._folder}: step {step} is broken: remove {self._folder / str(step)} to go on from an "
-                "earlier one"
+                f"checkpoints {self._folder}: step {step} is broken: remove {self._folder / str(step)} to go on from "
+                "an earlier one"
             )
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from simgan_jax import classifier, images, losses
+from simgan_jax import classifier, devices, images, losses
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 Metrics = dict[str, jax.Array]
@@ -60,7 +60,7 @@ def init(
 def draw_batch(key: jax.Array, pool: Pool, *, batch_size: int) -> Pool:
     """A batch of the pool, uniform with replacement. The key is consumed."""
     index = jax.random.randint(key, (batch_size,), 0, pool.ink.shape[0])
-    return Pool(pool.ink[index], pool.labels[index], pool.poses[index])
+    return devices.spread(Pool(pool.ink[index], pool.labels[index], pool.poses[index]))
 
 
 def reading_loss(

@@ -61,9 +61,7 @@ def init_spectral(params: Params, key: jax.Array, *, config: DiscriminatorConfig
         name: _unit(jax.random.normal(k, layer["bias"].shape))
         for k, (name, layer) in zip(keys, sorted(params.items()), strict=True)
     }
-    for _ in range(10):
-        _, vectors = normalize(params, vectors, config=config)
-    return vectors
+    return jax.lax.fori_loop(0, 10, lambda _, v: normalize(params, v, config=config)[1], vectors)
 
 
 def normalize(params: Params, spectral: Any, *, config: DiscriminatorConfig) -> tuple[Params, Any]:

@@ -75,9 +75,9 @@ def seed_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig) -> Layout:
     paste_x = height * (SEED_PITCH * jnp.arange(length) + SEED_SPREAD * jax.random.uniform(x_key, (length,)))
     matrix = affine(rotation, jnp.ones((length,)), jnp.zeros((length,)))
     y, x = (height * (place - SEED_TILE / 2) for place in SEED_GLYPH)
-    expanded = height * SEED_TILE * (jnp.abs(jnp.cos(rotation)) + jnp.abs(jnp.sin(rotation)))
+    middle = jnp.ceil(height * SEED_TILE / 2 * (jnp.abs(jnp.cos(rotation)) + jnp.abs(jnp.sin(rotation))))
     corner = jnp.trunc(jnp.stack([paste_y, paste_x], -1))
-    centre = corner + expanded[:, None] / 2 + (matrix[:, :, 0] * y + matrix[:, :, 1] * x)
+    centre = corner + middle[:, None] + (matrix[:, :, 0] * y + matrix[:, :, 1] * x)
     return Layout(
         labels=jax.random.randint(label_key, (length,), 0, len(captcha.alphabet)),
         style=jnp.broadcast_to(jax.random.randint(style_key, (), 0, styles), (length,)),

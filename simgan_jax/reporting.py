@@ -161,7 +161,7 @@ def _facts(report: Report) -> Iterator[tuple[str, str, str]]:
     for name in ("preset", "seed", "target"):
         if name in summary:
             yield name, str(summary[name]), ""
-    known = {"images", "seconds", "preset", "seed", "target", "best"}
+    known = {"images", "seconds", "preset", "seed", "target", "best", "estimate", "estimate_low", "estimate_high"}
     for name, value in summary.items():
         if name not in known and isinstance(value, str | int | float):
             yield name.replace("_", " "), number(value), ""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simgan_jax import challenge, checkpoints, metrics, target, train
+from simgan_jax import challenge, checkpoints, devices, metrics, target, train
 from simgan_jax.config import Config
 from simgan_jax.workdir import Workdir, WorkdirError
 
@@ -125,7 +125,7 @@ def train_stage(
     """
     begin = time.monotonic()
     with checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
-        current = start()
+        current, data = devices.place((start(), data))
         if saved.latest() is not None:
             current = saved.restore(current)
         done = int(current.step)

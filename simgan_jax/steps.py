@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simgan_jax import backend, discriminator, history, images, losses, refiner
+from simgan_jax import backend, devices, discriminator, history, images, losses, refiner
 from simgan_jax.config import Config, RefineConfig
 from simgan_jax.state import NetState, SimGANState, optimizer
 
@@ -129,7 +129,7 @@ def discriminator_update(
     synthetic, _ = _draw(synthetic_key, data[0], config=config.refine)
     refined = refiner.apply(state.refiner.params, synthetic, config=config.refiner)
     mixed = history.mix(state.history, mix_key, refined)
-    real = images.to_unit(data[1][_indices(real_key, data[1], config=config.refine)])
+    real = devices.spread(images.to_unit(data[1][_indices(real_key, data[1], config=config.refine)]))
     seen = _add_noise(noise_key, jnp.concatenate([mixed, real]), config=config)
 
     def objective(params: discriminator.Params) -> tuple[jax.Array, Metrics]:
@@ -155,7 +155,7 @@ def discriminator_update(
 
 def _draw(key: jax.Array, data: Synthetic, *, config: RefineConfig) -> tuple[jax.Array, jax.Array]:
     index = _indices(key, data.ink, config=config)
-    return images.to_unit(data.ink[index]), data.labels[index]
+    return devices.spread((images.to_unit(data.ink[index]), data.labels[index]))
 
 
 def _indices(key: jax.Array, stack: jax.Array, *, config: RefineConfig) -> jax.Array:

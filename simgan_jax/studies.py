@@ -34,6 +34,7 @@ class Arm:
     self_trained: whether self-training on the target follows.
     oracle: no simulator at all, but four fifths of the real labels, for as many steps as the longest route;
     augmented: the oracle's images in several augmented copies, as self-training augments.
+    shifted: whether each captcha is read at five shifts, as the main job's answers are.
     share: of the pool of captchas that the classifier sees; the refiner sees all.
     overrides: `group.field` of the configuration.
     """
@@ -45,6 +46,7 @@ class Arm:
     self_trained: bool = False
     oracle: bool = False
     augmented: bool = False
+    shifted: bool = False
     share: float = 1.0
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -135,9 +137,10 @@ def _route(config: Config) -> Study:
         arms.append(Arm(f"{simulator} both self-trained", simulator, "both", self_trained=True))
     arms += [Arm(f"fitted {images}", "fitted", images) for images in IMAGES]
     arms.append(Arm("fitted in rounds", "fitted", "both", training="rounds"))
-    arms.append(Arm("fitted in rounds self-trained", "fitted", "both", training="rounds", self_trained=True))
-    arms.append(Arm("oracle", oracle=True))
-    arms.append(Arm("oracle augmented", oracle=True, augmented=True))
+    last = Arm("fitted in rounds self-trained", "fitted", "both", training="rounds", self_trained=True)
+    arms += [last, dataclasses.replace(last, name=f"{last.name} shifted", shifted=True)]
+    arms.append(Arm("oracle", oracle=True, shifted=True))
+    arms.append(Arm("oracle augmented", oracle=True, augmented=True, shifted=True))
     return Study("route", "What does each part of the route add, and how far is it from real labels?", tuple(arms))
 
 

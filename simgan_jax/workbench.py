@@ -41,7 +41,7 @@ from simgan_jax.config import CaptchaConfig, Config, ConfigError, TargetConfig
 from simgan_jax.parts import BASE, READER, ROUTE, Part
 from simgan_jax.studies import Arm
 
-ARM = "arm"
+ARM, SHIFTED = "arm", "shifted"
 MEASURED = 1000
 SHEET = 20
 SHOWN = 10
@@ -80,25 +80,25 @@ class Workbench:
     def __init__(self, path: str | os.PathLike[str], read_target: ReadTarget, *, seed: int) -> None:
         self._path = pathlib.Path(path)
         self._read_target = read_target
-        self._seed = seed
+        self.seed = seed
         self._memo: dict[str, tuple[str, Any]] = {}
 
     def answer(self, arm: Arm, config: Config) -> Answer:
         """Trains an arm that needs no labels, unless that is done, and measures its refiner."""
         config, part = studies.arm_config(arm, config), parts.of_arm(arm)
         found = self._facts(part, config, "collapsed")
-        if found is None and self._facts(part, config, f"predict/{ARM}") is None:
+        if found is None and self._facts(part, config, f"predict/{_read_as(arm)}") is None:
             try:
                 self._train(arm, config)
             except alarms.CollapseError as error:
-                with self._open(part, config) as run:
+                with self.open(part, config) as run:
                     run.workdir.finish("collapsed", 0.0, message=str(error))
                 found = {"message": str(error)}
         if found is not None:
             return self._answer(part, config, None, {}, found["message"])
         measured = self._measure(arm, config) if arm.refines else {}
-        with self._open(part, config) as run:
-            readings = reading.Readings(**run.workdir.load(f"readings.{ARM}"))
+        with self.open(part, config) as run:
+            readings = reading.Readings(**run.workdir.load(f"readings.{_read_as(arm)}"))
         return self._answer(part, config, readings, measured)
 
     def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
@@ -110,10 +110,10 @@ class Workbench:
         recipe = {"augmented": arm.augmented, "seen": len(seen), "truth": digest, "steps": steps}
         groups = ("captcha", "target", *READER) + (("adapt",) if arm.augmented else ())
         part = Part("oracle", groups, recipe)
-        with self._open(part, config) as run:
+        with self.open(part, config) as run:
             pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
             params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
-            readings = pipeline.read_arm(run, ARM, params)
+            readings = _read(run, arm, params)
         return self._answer(part, config, readings, {})
 
     def picture(self, arm: Arm, config: Config) -> bytes | None:
@@ -142,9 +142,12 @@ class Workbench:
             if arm.self_trained:
                 pool = self._shown(arm.simulator, arm.images, arm.share, config)
         if pool is not None and arm.self_trained:
-            with self._open(parts.of_arm(arm), config) as run:
-                adapted = pipeline.adapt_stage(run, pool, params, belief)
-                pipeline.read_arm(run, ARM, adapted)
+            with self.open(parts.of_arm(arm), config) as run:
+                params = pipeline.adapt_stage(run, pool, params, belief)
+                pipeline.read_arm(run, ARM, params)
+        if arm.shifted:
+            with self.open(parts.of_arm(arm), config) as run:
+                _read(run, arm, params)
 
     def _classifier(
         self, simulator: str, shown: str, share: float, config: Config
@@ -152,7 +155,7 @@ class Workbench:
         part = parts.classifier(simulator, shown, share)
         done = self._facts(part, config, f"classify/{ARM}") is not None
         pool = None if done else self._shown(simulator, shown, share, config)
-        with self._open(part, config) as run:
+        with self.open(part, config) as run:
             # A finished stage is restored and looks at no data.
             data = cast(classify.Pool, pool)
             params = pipeline.classify_stage(run, ARM, data, None, total=config.classify.steps)
@@ -166,7 +169,7 @@ class Workbench:
         params, refined = self._classifier("wide", "refined", 1.0, config)
         belief = pipeline.mean_readings(raw, refined)
         kept = self._shown("wide", "refined", 1.0, config)
-        with self._open(parts.rounds(), config) as run:
+        with self.open(parts.rounds(), config) as run:
             last = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1).pop()
             if not run.workdir.done(f"predict/{ARM}"):
                 run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
@@ -180,12 +183,12 @@ class Workbench:
             return stages.configured_simulator(config)
         if self._facts(parts.rounds(), config, f"predict/{ARM}") is None:
             self._rounds(config)
-        with self._open(parts.rounds(), config) as run:
+        with self.open(parts.rounds(), config) as run:
             return stages.fitted_simulator(config, **run.workdir.load(f"fit.{config.fit.rounds - 1}"))
 
     def _pool(self, simulator: str, config: Config) -> classify.Pool:
         """The labelled captchas of a simulator, the same for all arms of the seed."""
-        keys = session.stream_keys(self._seed)
+        keys = session.stream_keys(self.seed)
         fitted = simulator == "fitted"
         key = jax.random.fold_in(keys["fitted"], config.fit.rounds) if fitted else keys["pool"]
 
@@ -201,7 +204,7 @@ class Workbench:
         part = parts.refiner(simulator)
         done = self._facts(part, config, "refine") is not None
         pool = None if done else self._pool(simulator, config)
-        with self._open(part, config) as run:
+        with self.open(part, config) as run:
             return pipeline.refine_stages(run, cast(classify.Pool, pool))
 
     def _refined(self, simulator: str, config: Config) -> classify.Pool:
@@ -227,7 +230,7 @@ class Workbench:
         labels = alphabet.encode([truth[name] for name in seen], run.config.captcha.alphabet)
         ink = run.target.ink[rows]
         if augmented:
-            key = jax.random.fold_in(jax.random.key(self._seed), ORACLE_STREAM)
+            key = jax.random.fold_in(jax.random.key(self.seed), ORACLE_STREAM)
             change = jax.jit(lambda key, ink: images.to_uint8(adapt.augment(key, ink, config=run.config.adapt)))
             copies = [
                 np.asarray(change(jax.random.fold_in(key, copy), jnp.asarray(ink)))
@@ -259,8 +262,8 @@ class Workbench:
         )
         real = self._real(config)
         auc = self._critic(arm.simulator, config, real, simulated)
-        rows = {**kept._asdict(), "auc_simulated": auc, "auc_refined": measures.turing_auc(self._key(1), real, refined)}
-        with self._open(part, config) as run:
+        rows = {**kept._asdict(), "auc_simulated": auc, "auc_refined": self._auc(real, refined, config)}
+        with self.open(part, config) as run:
             picture = grids.refinement(simulated[:SHOWN], refined[:SHOWN], real[:SHOWN])
             atomic.write_bytes(run.workdir.path / "picture.png", grids.png(picture))
             self._write_sheet(run.workdir.path, real, refined)
@@ -269,13 +272,17 @@ class Workbench:
 
     def _critic(self, simulator: str, config: Config, real: np.ndarray, simulated: np.ndarray) -> float:
         """AUC of real against simulated captchas, once for each simulator."""
-        part = Part("critic", ROUTE if simulator == "fitted" else BASE, {"simulator": simulator})
-        with self._open(part, config) as run:
+        groups = ROUTE if simulator == "fitted" else BASE
+        part = Part("critic", groups, {"simulator": simulator, "steps": _critic_steps(config)})
+        with self.open(part, config) as run:
             if not run.workdir.done("critic"):
                 begin = time.monotonic()
-                auc = measures.turing_auc(self._key(1), real, simulated)
+                auc = self._auc(real, simulated, config)
                 run.workdir.finish("critic", time.monotonic() - begin, auc=auc)
             return float(run.workdir.facts("critic")["auc"])
+
+    def _auc(self, real: np.ndarray, others: np.ndarray, config: Config) -> float:
+        return measures.turing_auc(self._key(1), real, others, steps=_critic_steps(config))
 
     def _write_sheet(self, folder: pathlib.Path, real: np.ndarray, refined: np.ndarray) -> None:
         count = min(SHEET, len(real), len(refined))
@@ -299,7 +306,7 @@ class Workbench:
         return ink[order[:MEASURED]]
 
     def _key(self, use: int) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), MEASURE_STREAM), use)
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), MEASURE_STREAM), use)
 
     def _target(self, config: Config) -> session.Target:
         return self._read_target(config.captcha, config.target)
@@ -308,11 +315,12 @@ class Workbench:
         return self._path / parts.folder(part, config=config)
 
     @contextlib.contextmanager
-    def _open(self, part: Part, config: Config) -> Iterator[session.Run]:
+    def open(self, part: Part, config: Config) -> Iterator[session.Run]:
+        """The run in which a part is made, its folder held while it is open."""
         folder = self._folder(part, config)
-        identity = {"part": part.kind, "seed": self._seed} | parts.depends(part, config=config)
+        identity = {"part": part.kind, "seed": self.seed} | parts.depends(part, config=config)
         with workdir.Workdir(folder, identity) as place, metrics.MetricsWriter(folder) as writer:
-            yield session.Run(config, place, writer, session.stream_keys(self._seed), self._target(config))
+            yield session.Run(config, place, writer, session.stream_keys(self.seed), self._target(config))
 
     def _once(self, slot: str, part: Part, config: Config, make: Callable[[], Any]) -> Any:
         """The value last made for a slot if it was for the same part; one stays in memory, as pools are large."""
@@ -360,6 +368,20 @@ def target_reader(captchas: pathlib.Path) -> ReadTarget:
         return session.read_target(captchas, config=dataclasses.replace(Config(), captcha=captcha, target=target))
 
     return read
+
+
+def _read_as(arm: Arm) -> str:
+    return SHIFTED if arm.shifted else ARM
+
+
+def _read(run: session.Run, arm: Arm, params: classifier.Params) -> reading.Readings:
+    shifts = pipeline.SHIFTS if arm.shifted else ((0, 0),)
+    return pipeline.read_arm(run, _read_as(arm), params, shifts=shifts)
+
+
+def _critic_steps(config: Config) -> int:
+    """No more than the refiner's own discriminator has."""
+    return min(measures.CRITIC_STEPS, max(1, config.refine.steps))
 
 
 def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:

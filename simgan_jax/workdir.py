@@ -79,6 +79,9 @@ class Workdir:
                     )
             self._stages = read_json(self.path / STAGES_FILE) if (self.path / STAGES_FILE).exists() else []
             return
+        for cut in self.path.glob(f".{CONFIG_FILE}.*.tmp"):
+            # Of a run that was killed while it wrote its first file.
+            cut.unlink()
         strangers = [p.name for p in self.path.iterdir() if p.name != LOCK_FILE]
         if strangers:
             raise WorkdirError(

@@ -1,8 +1,11 @@
 """Strict JAX settings for every test and every script that a test starts, and the shared fixtures."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,11 @@ os.environ.update(
     JAX_NUM_CPU_DEVICES="2",
     XLA_PYTHON_CLIENT_PREALLOCATE="false",
 )
+# Scripts compile what other scripts and tests compiled before them: a smoke run takes nearly half as long with the
+# cache of another. It lives as long as the session, so no test sees what an earlier session left.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="simgan_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
@@ -32,12 +40,12 @@ def key() -> jax.Array:
 def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script("experiments.evaluate", "--labels=...")` runs a module as a user would, from the repository root.
 
-    Returns the finished process with its text output; the exit code is the caller's to check. Fails after `timeout`
-    seconds, so that a script that waits for something does not hang the suite.
+    Warnings are errors there too. Returns the finished process with its text output; the exit code is the caller's to
+    check. Fails after `timeout` seconds, so that a script that waits for something does not hang the suite.
     """
 
     def run(module: str, *args: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", module, *map(str, args)]
+        command = [sys.executable, "-W", "error", "-m", module, *map(str, args)]
         return subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
         )

@@ -93,7 +93,7 @@ def test_seed_law_is_the_notebooks(seed):
     # Back to where the turned tile of 40 pixels is pasted.
     middle = np.asarray([50 * 0.36 - 20, 50 * 0.14 - 20])
     corner = seed.centre - seed.matrix @ middle
-    corner -= (20 * (np.abs(np.cos(seed.rotation)) + np.abs(np.sin(seed.rotation))))[..., None]
+    corner -= np.ceil(20 * (np.abs(np.cos(seed.rotation)) + np.abs(np.sin(seed.rotation))))[..., None]
     np.testing.assert_allclose(corner, np.round(corner), atol=1e-4)
     y, x = np.moveaxis(np.round(corner).astype(int), -1, 0)
     assert set(np.unique(y[left])) == set(range(-4, 25))
@@ -122,15 +122,15 @@ def notebook(font: str, count: int) -> np.ndarray:
     return np.stack(images).astype(float)
 
 
-@pytest.mark.parametrize("font", ["lato-black", "dejavu-bold"])
+@pytest.mark.parametrize("font", ["lato-black", "roboto-bold"])
 def test_seed_law_puts_ink_where_pillow_does(font):
     count = 600
     cells = glyphs.make_atlas((font,), alphabet=CAPTCHA.alphabet, height=50, cell=40, sizes=(0.52,), strokes=(0,)).cells
     drawn = jax.jit(jax.vmap(functools.partial(layout.seed_law, styles=1, captcha=CAPTCHA)))(
         jax.random.split(jax.random.key(5), count)
     )
-    packed = synthesizer.pack(jnp.asarray(cells, jnp.float32) / 255.0)
-    ours = 255.0 * np.asarray(synthesizer.draw(packed, drawn, height=50, width=100))
+    packed = jax.jit(synthesizer.pack)(jnp.asarray(cells, jnp.float32) / 255.0)
+    ours = 255.0 * np.asarray(jax.jit(functools.partial(synthesizer.draw, height=50, width=100))(packed, drawn))
     theirs = notebook(font, count)
     assert abs(ours.mean() - theirs.mean()) < 0.06 * theirs.mean()
     for axis, length in ((1, 50), (2, 100)):

@@ -13,8 +13,14 @@ def flags(text):
     return np.array([c == "+" for c in text])
 
 
+def summary(*texts):
+    got = tables.summary([flags(text) for text in texts])
+    assert got is not None
+    return got
+
+
 def test_summary_by_hand():
-    got = tables.summary([flags("+++--"), flags("++++-"), flags("+++++")])
+    got = summary("+++--", "++++-", "+++++")
     assert got["exact"] == [0.6, 0.8, 1.0]
     assert got["mean"] == pytest.approx(0.8)
     assert got["sd"] == pytest.approx(0.2)
@@ -24,7 +30,7 @@ def test_summary_by_hand():
 
 
 def test_one_seed_has_no_sd_and_none_has_no_summary():
-    assert tables.summary([flags("+-")])["sd"] is None
+    assert summary("+-")["sd"] is None
     assert tables.summary([]) is None
 
 

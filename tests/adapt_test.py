@@ -1,0 +1,93 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import adapt, classifier, classify, images
+from simgan_jax.config import AdaptConfig, CaptchaConfig, ClassifierConfig, ClassifyConfig
+
+STILL = AdaptConfig(shift=0, boxes=0, gain=0.0, noise=0.0)
+CAPTCHA = CaptchaConfig(height=8, width=16, length=2, alphabet="abc")
+
+
+def test_align_by_hand():
+    # A teacher that says 'a' three times as often as 'b': (0.5 / 1.5, 0.5 / 0.5), normalised.
+    aligned = adapt.align(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]), jnp.array([0.75, 0.25]))
+    np.testing.assert_allclose(aligned, [[[0.25, 0.75]], [[0.75, 0.25]]], atol=1e-5)
+
+
+def test_align_to_uniform_changes_nothing():
+    probabilities = jnp.array([[[0.2, 0.3, 0.5]]])
+    np.testing.assert_allclose(adapt.align(probabilities, jnp.full(3, 1 / 3)), probabilities, atol=1e-5)
+
+
+@pytest.fixture
+def ink(key):
+    return jax.random.randint(jax.random.fold_in(key, 1), (5, 8, 16), 0, 256).astype(jnp.uint8)
+
+
+def test_augment_keeps_shape_and_range(key, ink):
+    out = adapt.augment(key, ink, config=AdaptConfig(noise=0.5, gain=0.9))
+    assert (out.shape, out.dtype) == ((5, 8, 16, 1), jnp.float32)
+    assert float(out.min()) >= -1.0 and float(out.max()) <= 1.0
+
+
+def test_augment_of_nothing_is_the_image(key, ink):
+    np.testing.assert_allclose(adapt.augment(key, ink, config=STILL), images.to_unit(ink), atol=1e-6)
+
+
+def test_augment_shifts_each_image_by_itself(key, ink):
+    out = adapt.augment(key, ink, config=AdaptConfig(shift=2, boxes=0, gain=0.0, noise=0.0))
+    shifts = []
+    for before, after in zip(np.asarray(images.to_unit(ink)), np.asarray(out), strict=True):
+        moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+        fits = [move for move in moves if np.allclose(np.roll(before, move, axis=(0, 1)), after, atol=1e-6)]
+        assert len(fits) == 1
+        shifts += fits
+    assert len(set(shifts)) > 1
+
+
+def test_augment_erases_boxes(key):
+    full = jnp.full((20, 8, 16), 255, jnp.uint8)
+    out = np.asarray(adapt.augment(key, full, config=AdaptConfig(shift=0, boxes=1, box=0.25, gain=0.0, noise=0.0)))
+    erased = (out == -1.0).sum(axis=(1, 2, 3))
+    # A side of 0.25 * 8 = 2 pixels; a corner between pixels meets two of them, one past the edge none.
+    assert set(erased) <= {0, 1, 2, 4} and 4 in erased
+    assert ((out == 1.0) | (out == -1.0)).all()
+
+
+def step(config, captcha=CAPTCHA):
+    return jax.jit(
+        functools.partial(
+            adapt.adapt_step,
+            captcha=captcha,
+            classifier_config=ClassifierConfig(widths=(4,), hidden=8),
+            classify_config=ClassifyConfig(batch_size=4, steps=10, warmup=0, lr=0.1),
+            config=config,
+        )
+    )
+
+
+def test_threshold_masks(key, ink):
+    init_key, one, two, three, four = jax.random.split(key, 5)
+    params = classifier.init(init_key, CAPTCHA, config=ClassifierConfig(widths=(4,), hidden=8))
+    state = classify.start_state(params, config=ClassifyConfig(batch_size=4, steps=10))
+    pool = classify.Pool(ink, jnp.zeros((5, 2), jnp.int32), jnp.zeros((5, 2, 3)))
+    marginal = jnp.full(3, 1 / 3)
+    shy, bold = step(AdaptConfig(batch_size=4, threshold=0.999)), step(AdaptConfig(batch_size=4, threshold=0.0))
+
+    state, _ = shy(state, one, pool, ink, marginal)
+    same, metrics = shy(state, jnp.copy(two), pool, ink, marginal)
+    other, _ = shy(state, jnp.copy(two), pool, 255 - ink, marginal)
+    assert (float(metrics["used"]), float(metrics["consistency"])) == (0.0, 0.0)
+    # An unsure teacher: the target has no say in the update.
+    jax.tree.map(np.testing.assert_array_equal, same.params, other.params)
+    assert int(same.step) == 2
+
+    swayed, metrics = bold(state, jnp.copy(three), pool, ink, marginal)
+    otherwise, _ = bold(state, jnp.copy(three), pool, 255 - ink, marginal)
+    assert float(metrics["used"]) == 1.0 and float(metrics["consistency"]) > 0.0
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), swayed.params, otherwise.params)
+    assert any(jax.tree.leaves(differs))

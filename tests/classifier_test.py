@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import classifier, presets
+from simgan_jax.config import CaptchaConfig, ClassifierConfig
+
+SEED_CAPTCHA = CaptchaConfig()
+TINY = CaptchaConfig(height=16, width=32, length=2, alphabet="abc")
+SLOTS = ClassifierConfig(widths=(8, 8), hidden=16)
+
+
+def shapes(captcha, config):
+    params = jax.eval_shape(lambda: classifier.init(jax.random.key(0), captcha, config=config))
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def read(params, captcha, config, **options):
+    images = jnp.zeros((2, captcha.height, captcha.width, 1))
+    return classifier.apply(params, images, captcha, config=config, **options)
+
+
+def test_seed_has_the_notebooks_layers():
+    # Keras: 50x100, conv 48x98, conv 46x96, pool 23x48, conv 21x46, pool 10x23 (the odd row falls away), conv 8x21,
+    # pool 4x10, conv 2x8, pool 1x4; 1 * 4 * 128 = 512 features.
+    found = shapes(SEED_CAPTCHA, presets.SEED.classifier)
+    assert sorted(found.values()) == sorted(
+        [
+            *((3, 3, 1, 32), (32,)),
+            *((3, 3, 32, 128), (128,)),
+            *((3, 3, 128, 128), (128,)) * 3,
+            *((512, 128), (128,)),
+            *((128, 4 * 36), (4 * 36,)),
+        ]
+    )
+    # 9*32+32, 9*32*128+128, three times 9*128*128+128, 512*128+128, four heads of 128*36+36.
+    assert sum(map(np.prod, found.values())) == 320 + 36_992 + 3 * 147_584 + 65_664 + 4 * 4_644 == 564_304
+
+
+@pytest.mark.parametrize("kind", [presets.SEED.classifier, presets.CPU.classifier], ids=lambda config: config.kind)
+def test_one_interface(kind):
+    params = jax.eval_shape(lambda: classifier.init(jax.random.key(0), SEED_CAPTCHA, config=kind))
+    reading = jax.eval_shape(lambda params: read(params, SEED_CAPTCHA, kind), params)
+    assert (reading.logits.shape, reading.poses.shape) == ((2, 4, 36), (2, 4, 3))
+
+
+def test_slots_parameters_by_hand():
+    # Space to depth: 8x16 of 4 channels; convolution without bias and its norm, pool to 4x8, the same again.
+    trunk = (9 * 4 * 8 + 16) + (9 * 8 * 8 + 16)
+    attention = (8 * 2 + 2) + 4 * 8 * 2
+    heads = (8 * 16 + 16) + (16 * 3 + 3) + (16 * 3 + 3)
+    assert sum(map(np.prod, shapes(TINY, SLOTS).values())) == trunk + attention + heads
+
+
+@pytest.mark.parametrize(("height", "width"), [(15, 31), (17, 30), (8, 8)])
+def test_slots_read_any_size(height, width):
+    captcha = CaptchaConfig(height=height, width=width, length=3, alphabet="abcd")
+    params = jax.eval_shape(lambda: classifier.init(jax.random.key(0), captcha, config=SLOTS))
+    assert jax.eval_shape(lambda params: read(params, captcha, SLOTS), params).logits.shape == (2, 3, 4)
+
+
+def test_a_fresh_slot_looks_at_its_own_part(key):
+    # A gray image leaves the trunk at zero, so attention is the softmax of its initial bias alone.
+    params = classifier.init(key, TINY, config=SLOTS)
+    poses = np.asarray(read(params, TINY, SLOTS).poses)
+    x = (np.arange(8) + 0.5) * 2 / 8
+    bias = np.exp(-2.0 * (x[:, None] - np.array([0.5, 1.5])) ** 2)
+    columns = (bias / bias.sum(axis=0) * ((np.arange(8) + 0.5) * 4)[:, None]).sum(axis=0)
+    np.testing.assert_allclose(poses[0], [[8.0, columns[0], 0.0], [8.0, columns[1], 0.0]], atol=1e-4)
+    assert columns[0] < 16 < columns[1]
+
+
+def test_dropout_needs_a_key(key):
+    init_key, image_key, one, two = jax.random.split(key, 4)
+    config = ClassifierConfig(widths=(8,), hidden=16, dropout=0.5)
+    params = classifier.init(init_key, TINY, config=config)
+    images = jax.random.uniform(image_key, (2, 16, 32, 1), minval=-1.0)
+
+    @jax.jit
+    def logits(dropout_key):
+        return classifier.apply(params, images, TINY, config=config, dropout_key=dropout_key).logits
+
+    assert np.array_equal(logits(None), logits(None))
+    assert not np.allclose(logits(one), logits(two))
+
+
+def test_an_image_is_read_alone_as_in_a_batch(key):
+    init_key, image_key = jax.random.split(key)
+    params = classifier.init(init_key, TINY, config=SLOTS)
+    images = jax.random.uniform(image_key, (3, 16, 32, 1), minval=-1.0)
+    apply = jax.jit(lambda images: classifier.apply(params, images, TINY, config=SLOTS))
+    together, alone = apply(images), apply(images[1:2])
+    np.testing.assert_allclose(together.logits[1], alone.logits[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together.poses[1], alone.poses[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,161 @@
+"""Training that stays on its devices, and is the same on one of them or eight."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import checkpoints, classify, devices, history, stages, state, steps, train
+from simgan_jax.config import (
+    AdaptConfig,
+    CaptchaConfig,
+    ClassifierConfig,
+    ClassifyConfig,
+    Config,
+    ConfigError,
+    DiscriminatorConfig,
+    RefineConfig,
+    RefinerConfig,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = Config(
+    captcha=CaptchaConfig(height=8, width=8, length=2, alphabet="abc"),
+    refiner=RefinerConfig(width=4, blocks=1),
+    discriminator=DiscriminatorConfig(widths=(4, 4, 4, 4)),
+    refine=RefineConfig(batch_size=16, history_size=32),
+    classifier=ClassifierConfig(widths=(4,), hidden=4),
+    classify=ClassifyConfig(batch_size=8),
+    adapt=AdaptConfig(batch_size=8, pool_batch_size=8),
+)
+STEPS = ("refiner", "discriminator", "simgan", "classify", "adapt")
+
+
+def pool(count: int = 24) -> classify.Pool:
+    draws = np.random.default_rng(0)
+    ink = jnp.asarray(draws.integers(0, 256, (count, 8, 8), np.uint8))
+    labels = jnp.asarray(draws.integers(0, 3, (count, 2), np.int32))
+    return classify.Pool(ink, labels, jnp.zeros((count, 2, 3)))
+
+
+def beginning(name: str) -> tuple[train.Step, train.State, object]:
+    """Step, first state and data of a stage."""
+    labelled = pool()
+    gan_steps = {
+        "refiner": steps.refiner_pretrain_step,
+        "discriminator": steps.discriminator_pretrain_step,
+        "simgan": steps.simgan_step,
+    }
+    if name in gan_steps:
+        step = functools.partial(gan_steps[name], config=CONFIG)
+        return step, state.init(jax.random.key(0), config=CONFIG), (labelled, labelled.ink[::-1])
+    settings = CONFIG.classify if name == "classify" else stages.adapt_settings(CONFIG)
+    reader = classify.init(jax.random.key(1), CONFIG.captcha, classifier_config=CONFIG.classifier, config=settings)
+    if name == "classify":
+        return stages.classify_step(CONFIG, CONFIG.classify.steps), reader, labelled
+    return stages.adapt_step(CONFIG), reader, (labelled, labelled.ink, jnp.full((3,), 1 / 3))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_stage_compiles_once_gives_its_state_away_and_stays_on_the_device(name):
+    step_fn, start, data = beginning(name)
+    traces = []
+
+    def counted(*arguments):
+        traces.append(1)
+        return step_fn(*arguments)
+
+    chunk, key = train.make_chunk(counted), jax.random.key(2)
+    current, _ = chunk(start, key, data, length=2)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+    before = len(traces)
+    with jax.transfer_guard("disallow"):
+        current, _ = chunk(current, key, data, length=2)
+    assert len(traces) == before
+    assert int(current.step) == 4
+
+
+def trained(name: str, count: int) -> tuple[train.State, train.Metrics]:
+    """A state and the last metrics after three steps on `count` devices."""
+    with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
+        step_fn, start, data = beginning(name)
+        traces = []
+
+        def counted(*arguments):
+            traces.append(1)
+            return step_fn(*arguments)
+
+        chunk, current, data = train.make_chunk(counted), *devices.place((start, data))
+        for _ in range(3):
+            current, metrics = chunk(current, jax.random.key(2), data, length=1)
+        assert len(traces) == 1
+    return current, metrics
+
+
+def one_and_eight(folder: str) -> None:
+    """What the test below asks of a process with eight devices."""
+    for name in ("simgan", "classify"):
+        (one, one_metrics), (eight, eight_metrics) = trained(name, 1), trained(name, 8)
+        for lone, many in zip(
+            jax.tree.leaves((one, one_metrics)), jax.tree.leaves((eight, eight_metrics)), strict=True
+        ):
+            # Sums in another order; an image in the history may then round to the next level.
+            tolerance = 1 if lone.dtype == jnp.uint8 else 1e-5
+            lone, many = (np.asarray(leaf).astype(np.float64) for leaf in (lone, many))
+            np.testing.assert_allclose(lone, many, atol=tolerance, rtol=1e-4)
+        assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(eight))
+        if name == "simgan":
+            assert {shard.data.shape[0] for shard in eight.history.data.addressable_shards} == {32 // 8}
+            gan = eight
+    # Saved by eight devices, continued by two.
+    with checkpoints.Checkpoints(pathlib.Path(folder)) as saved:
+        saved.save(3, gan)
+    with jax.set_mesh(devices.mesh(2)), checkpoints.Checkpoints(pathlib.Path(folder)) as saved:
+        template = devices.place(state.init(jax.random.key(9), config=CONFIG))
+        restored = saved.restore(template)
+    assert {shard.data.shape[0] for shard in restored.history.data.addressable_shards} == {32 // 2}
+    for before, after in zip(jax.tree.leaves(gan), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+
+
+def test_one_and_eight_devices_train_the_same(tmp_path):
+    # The number of CPU devices is read when JAX starts, before the settings of the tests come in.
+    script = "import jax; assert jax.device_count() == 8; from tests import devices_test as t; import sys; "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "t.one_and_eight(sys.argv[1])", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_mesh_nothing_changes():
+    tree = {"a": jnp.ones((3,)), "history": history.init(4, (2, 2, 1))}
+    assert devices.place(tree) is tree
+    assert devices.spread(tree) is tree
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
+def test_what_two_do_not_divide_stays_whole():
+    with jax.set_mesh(devices.mesh(2)):
+        odd = devices.place(history.init(3, (2, 2, 1)))
+        assert odd.data.sharding.is_fully_replicated
+        assert devices.place(history.init(4, (2, 2, 1))).data.sharding.shard_shape((4, 2, 2, 1)) == (2, 2, 2, 1)
+        split, whole = (jax.jit(devices.spread)(jnp.ones((count, 3))) for count in (4, 3))
+    assert split.sharding.shard_shape((4, 3)) == (2, 3)
+    np.testing.assert_array_equal(whole, np.ones((3, 3)))
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(ConfigError, match="99 devices: this machine has"):
+        devices.mesh(99)

@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import classifier, images, reading
+from simgan_jax.config import CaptchaConfig, ClassifierConfig
+
+CAPTCHA = CaptchaConfig(height=8, width=16, length=2, alphabet="abc")
+NETWORK = ClassifierConfig(widths=(4,), hidden=8)
+
+
+@pytest.fixture
+def params(key):
+    return classifier.init(key, CAPTCHA, config=NETWORK)
+
+
+@pytest.fixture
+def ink():
+    # Seven different images: a bar that walks.
+    ink = np.zeros((7, 8, 16), np.uint8)
+    for i in range(7):
+        ink[i, i : i + 2, 2 * i : 2 * i + 3] = 255
+    return ink
+
+
+def direct(params, ink):
+    out = classifier.apply(params, images.to_unit(jnp.asarray(ink)), CAPTCHA, config=NETWORK)
+    return np.asarray(jax.nn.softmax(out.logits)), np.asarray(out.poses)
+
+
+def test_batches_are_seamless(params, ink):
+    got = reading.Reader(CAPTCHA, config=NETWORK, batch_size=3)(params, ink)
+    probabilities, poses = direct(params, ink)
+    np.testing.assert_allclose(got.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(got.poses, poses, atol=1e-4)
+
+
+def test_shifts_are_averaged(params, ink):
+    got = reading.Reader(CAPTCHA, config=NETWORK, batch_size=4)(params, ink, shifts=((0, 0), (1, 0), (0, -2)))
+    parts = [direct(params, np.roll(ink, shift, axis=(1, 2))) for shift in ((0, 0), (1, 0), (0, -2))]
+    np.testing.assert_allclose(got.probabilities, np.mean([p for p, _ in parts], axis=0), atol=1e-5)
+    # Poses are those of the image as it stands.
+    np.testing.assert_allclose(got.poses, parts[0][1], atol=1e-4)
+
+
+def test_answers_by_hand():
+    probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], [[0.1, 0.5, 0.4], [0.9, 0.1, 0.0]]])
+    texts, confidences = reading.answers(probabilities, CAPTCHA)
+    assert texts == ["ac", "ba"]
+    np.testing.assert_allclose(confidences, [0.56, 0.45])
+
+
+def test_information_of_a_sure_and_varied_reader_is_all_there_is():
+    # Three images, both slots sure of another character in each: ln 3.
+    sure = np.stack([np.roll(np.eye(3), i, axis=0)[:2] for i in range(3)])
+    assert reading.information(sure) == pytest.approx(np.log(3), abs=1e-6)
+
+
+def test_no_information_in_doubt_or_in_one_answer_for_all():
+    assert reading.information(np.full((5, 2, 3), 1 / 3)) == pytest.approx(0.0, abs=1e-6)
+    same = np.broadcast_to(np.array([1.0, 0.0, 0.0]), (5, 2, 3))
+    assert reading.information(same) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_untrained_reader_knows_nothing_of_noise(params):
+    noise = np.asarray(jax.random.randint(jax.random.key(1), (50, 8, 16), 0, 256)).astype(np.uint8)
+    readings = reading.Reader(CAPTCHA, config=NETWORK, batch_size=50)(params, noise)
+    assert reading.information(readings.probabilities) < 0.1 * np.log(3)
+    assert reading.answers(readings.probabilities, CAPTCHA)[1].mean() < 0.5
