@@ -69,7 +69,9 @@ def chosen_config(default: config.Config | None = None) -> config.Config:
 
 def workdir() -> pathlib.Path:
     """The run's folder."""
-    return pathlib.Path(os.path.abspath(WORKDIR.value or ""))
+    if not WORKDIR.value:
+        raise config.ConfigError("--workdir='': give a folder")
+    return pathlib.Path(os.path.abspath(WORKDIR.value))
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -80,4 +80,5 @@ def _to_uint8(images: jax.Array) -> jax.Array:
 
 
 def _to_unit(stored: jax.Array) -> jax.Array:
-    return stored.astype(jnp.float32) / 127.5 - 1.0
+    # XLA multiplies by a rounded 1 / 127.5, which alone would take 255 to 1.0000001.
+    return jnp.minimum(stored.astype(jnp.float32) / 127.5 - 1.0, 1.0)

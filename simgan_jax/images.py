@@ -12,7 +12,8 @@ BLOCK = 8
 
 def to_unit(images: jax.Array) -> jax.Array:
     """Float32 `[B, H, W, 1]` in [-1, 1] of uint8 `[B, H, W]`."""
-    return (images.astype(jnp.float32) / 127.5 - 1.0)[..., None]
+    # XLA multiplies by a rounded 1 / 127.5, which alone would take 255 to 1.0000001.
+    return jnp.minimum(images.astype(jnp.float32) / 127.5 - 1.0, 1.0)[..., None]
 
 
 def to_uint8(images: jax.Array) -> jax.Array:

@@ -45,16 +45,16 @@ def affine(rotation: jax.Array, scale: jax.Array, shear: jax.Array) -> jax.Array
 def wide_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig, config: SynthesizerConfig) -> Layout:
     """Even slots, uniform jitter, rotation, scale and shear; one style for an image. The key is consumed."""
     length, height = captcha.length, captcha.height
-    label_key, style_key, x_key, y_key, turn_key, scale_key, shear_key = jax.random.split(key, 7)
+    label, style, x, y, turn, scale, shear = _uniform(key, 7, length)
     slot = captcha.width * (jnp.arange(length, dtype=jnp.float32) + 0.5) / length
-    x = slot + _signed(x_key, (length,)) * config.jitter_x * height
-    y = height * (0.5 + _signed(y_key, (length,)) * config.jitter_y)
-    rotation = jnp.deg2rad(config.rotation) * _signed(turn_key, (length,))
-    scale = 1.0 + config.scale * jnp.broadcast_to(_signed(scale_key, ()), (length,))
-    shear = config.shear * jnp.broadcast_to(_signed(shear_key, ()), (length,))
+    x = slot + config.jitter_x * height * _signed(x)
+    y = height * (0.5 + config.jitter_y * _signed(y))
+    rotation = jnp.deg2rad(config.rotation) * _signed(turn)
+    scale = 1.0 + config.scale * _signed(_shared(scale))
+    shear = config.shear * _signed(_shared(shear))
     return Layout(
-        labels=jax.random.randint(label_key, (length,), 0, len(captcha.alphabet)),
-        style=jnp.broadcast_to(jax.random.randint(style_key, (), 0, styles), (length,)),
+        labels=_choice(label, len(captcha.alphabet)),
+        style=_choice(_shared(style), styles),
         centre=jnp.stack([y, x], -1),
         matrix=affine(rotation, scale, shear),
         rotation=rotation,
@@ -64,23 +64,21 @@ def wide_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig, config: Syn
 def seed_law(key: jax.Array, styles: int, *, captcha: CaptchaConfig) -> Layout:
     """The notebook's law, before its rejection (`separated`). The key is consumed."""
     length, height = captcha.length, float(captcha.height)
-    label_key, style_key, x_key, y_key, side_key, turn_key = jax.random.split(key, 6)
-    left = jax.random.bernoulli(side_key, 0.5, (length,))
-    size = jnp.deg2rad(SEED_ROTATION) * jax.random.uniform(turn_key, (length,))
+    label, style, x, y, side, turn = _uniform(key, 6, length)
+    left = side < 0.5
+    size = jnp.deg2rad(SEED_ROTATION) * turn
     rotation = jnp.where(left, size, -size)
-    share = jax.random.uniform(y_key, (length,))
     low = jnp.where(left, SEED_LEFT_Y[0], SEED_RIGHT_Y[0])
     high = jnp.where(left, SEED_LEFT_Y[1], SEED_RIGHT_Y[1])
-    paste_y = height * (low + (high - low) * share)
-    paste_x = height * (SEED_PITCH * jnp.arange(length) + SEED_SPREAD * jax.random.uniform(x_key, (length,)))
+    pitch = SEED_PITCH * jnp.arange(length, dtype=jnp.float32)
+    corner = jnp.trunc(height * jnp.stack([low + (high - low) * y, pitch + SEED_SPREAD * x], -1))
     matrix = affine(rotation, jnp.ones((length,)), jnp.zeros((length,)))
-    y, x = (height * (place - SEED_TILE / 2) for place in SEED_GLYPH)
     middle = jnp.ceil(height * SEED_TILE / 2 * (jnp.abs(jnp.cos(rotation)) + jnp.abs(jnp.sin(rotation))))
-    corner = jnp.trunc(jnp.stack([paste_y, paste_x], -1))
-    centre = corner + middle[:, None] + (matrix[:, :, 0] * y + matrix[:, :, 1] * x)
+    down, right = (height * (place - SEED_TILE / 2) for place in SEED_GLYPH)
+    centre = corner + middle[:, None] + (matrix[:, :, 0] * down + matrix[:, :, 1] * right)
     return Layout(
-        labels=jax.random.randint(label_key, (length,), 0, len(captcha.alphabet)),
-        style=jnp.broadcast_to(jax.random.randint(style_key, (), 0, styles), (length,)),
+        labels=_choice(label, len(captcha.alphabet)),
+        style=_choice(_shared(style), styles),
         centre=centre,
         matrix=matrix,
         rotation=rotation,
@@ -110,21 +108,34 @@ def fitted_law(
       poses: `[M, L, 3]` (y, x in pixels, radians) of target images.
     """
     length = captcha.length
-    label_key, style_key, row_key, jitter_key, scale_key, shear_key = jax.random.split(key, 6)
-    row = jax.random.randint(row_key, (length,), 0, poses.shape[0])
-    spread = jnp.asarray([config.fitted_shift * captcha.height] * 2 + [jnp.deg2rad(config.fitted_turn)])
-    pose = poses[row, jnp.arange(length)] + _signed(jitter_key, (length, 3)) * spread[None]
+    label, style, row, y, x, turn, scale, shear = _uniform(key, 8, length)
+    shift = config.fitted_shift * captcha.height
+    jitter = [shift * _signed(y), shift * _signed(x), jnp.deg2rad(config.fitted_turn) * _signed(turn)]
+    pose = poses[_choice(row, poses.shape[0]), jnp.arange(length)] + jnp.stack(jitter, -1)
     rotation = pose[:, 2]
-    scale = 1.0 + config.fitted_scale * _signed(scale_key, (length,))
-    shear = config.fitted_scale * _signed(shear_key, (length,))
+    scale = 1.0 + config.fitted_scale * _signed(scale)
+    shear = config.fitted_scale * _signed(shear)
     return Layout(
-        labels=jax.random.randint(label_key, (length,), 0, len(captcha.alphabet)),
-        style=jnp.broadcast_to(jax.random.randint(style_key, (), 0, styles), (length,)),
+        labels=_choice(label, len(captcha.alphabet)),
+        style=_choice(_shared(style), styles),
         centre=pose[:, :2],
         matrix=affine(rotation, scale, shear),
         rotation=rotation,
     )
 
 
-def _signed(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+def _uniform(key: jax.Array, *shape: int) -> jax.Array:
+    """All numbers of a layout in one call, which compiles several times as fast as a call for each."""
+    return jax.random.uniform(key, shape)
+
+
+def _signed(share: jax.Array) -> jax.Array:
+    return 2.0 * share - 1.0
+
+
+def _shared(share: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(share[0], share.shape)
+
+
+def _choice(share: jax.Array, count: int) -> jax.Array:
+    return (share * count).astype(jnp.int32)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 # Before JAX is imported, and in the environment, so that child processes are held to the same rules.
 # JAX_PLATFORMS=cuda in the caller's environment runs the suite on a GPU.
@@ -36,7 +37,7 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script("experiments.evaluate", "--labels=...")` runs a module as a user would, from the repository root.
 
@@ -51,3 +52,33 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+class SmallRun(NamedTuple):
+    """A complete run of every stage. flags: all but --workdir; challenges: its captchas; done: its process."""
+
+    workdir: Path
+    flags: tuple[str, ...]
+    challenges: Path
+    done: subprocess.CompletedProcess[str]
+
+
+SMALL_FLAGS = (
+    *("--preset=smoke", "--target=embedded", "--embedded_images=60"),
+    *("--config.captcha.height=24", "--config.captcha.width=48", "--config.captcha.length=2"),
+    *("--config.captcha.alphabet=abc3", "--config.synthesizer.fonts=lato-bold", "--config.synthesizer.pool=64"),
+    *("--config.fit.pool=64", "--config.classifier.widths=(8,)"),
+)
+
+
+@pytest.fixture(scope="session")
+def small_run(
+    tmp_path_factory: pytest.TempPathFactory, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> SmallRun:
+    """The main job on a little embedded contest, once for all tests; what it compiles, later processes load."""
+    folder = tmp_path_factory.mktemp("runs")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    workdir = folder / "small"
+    done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1200.0)
+    return SmallRun(workdir, SMALL_FLAGS, folder / "small.challenges" / "alice-0-60", done)

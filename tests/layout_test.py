@@ -1,6 +1,8 @@
 """Where the laws put glyphs: ranges, the notebook's law against Pillow, its rejection against NumPy."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,8 @@ CONFIG = SynthesizerConfig()
 COUNT, STYLES = 1500, 7
 
 
-def draw(law, count: int = COUNT) -> layout.Layout:
-    """Layouts of a law as NumPy arrays."""
+def draw(law: Callable[[jax.Array], layout.Layout], count: int = COUNT) -> Any:
+    """A layout `[N, L]` of a law, as NumPy arrays."""
     keys = jax.random.split(jax.random.key(3), count)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(law))(keys))
 
@@ -39,12 +41,12 @@ def test_affine_is_scale_times_turn_times_shear():
 
 
 @pytest.fixture(scope="module")
-def wide() -> layout.Layout:
+def wide() -> Any:
     return draw(functools.partial(layout.wide_law, styles=STYLES, captcha=CAPTCHA, config=CONFIG))
 
 
 @pytest.fixture(scope="module")
-def seed() -> layout.Layout:
+def seed() -> Any:
     return draw(functools.partial(layout.seed_law, styles=STYLES, captcha=CAPTCHA))
 
 

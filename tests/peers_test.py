@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 from typing import Any
 
 import jax
@@ -117,7 +118,8 @@ def test_torch_classifier_step(reader):
 
 
 def test_keras_outputs(start, reader):
-    pytest.importorskip("keras")
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("the extra `peers` is not installed")
     from experiments import _peers_keras
 
     judge, _ = discriminator.normalize(start.discriminator.params, start.spectral, config=CONFIG.discriminator)
@@ -136,7 +138,8 @@ def test_keras_outputs(start, reader):
 
 
 def test_keras_steps(start, reader):
-    pytest.importorskip("keras")
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("the extra `peers` is not installed")
     from experiments import _peers_keras
 
     config = dataclasses.replace(CONFIG, refine=dataclasses.replace(CONFIG.refine, optimizer="adam"))

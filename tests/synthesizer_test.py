@@ -54,7 +54,7 @@ def oracle(atlas: np.ndarray, drawn: layout.Layout) -> np.ndarray:
     for image, slot in np.ndindex(*drawn.labels.shape):
         cell = atlas[drawn.style[image, slot], drawn.labels[image, slot]].astype(float)
         inverse = np.linalg.inv(np.asarray(drawn.matrix[image, slot], float))
-        offset = np.stack(np.indices((HEIGHT, WIDTH)), -1) - np.asarray(drawn.centre[image, slot], float)
+        offset = np.moveaxis(np.indices((HEIGHT, WIDTH)), 0, -1) - np.asarray(drawn.centre[image, slot], float)
         place = offset @ inverse.T + SIZE // 2
         near = np.maximum(0.0, 1.0 - np.abs(place[..., None] - pixels))
         bare[image] *= 1.0 - np.einsum("hwi,ij,hwj->hw", near[:, :, 0], cell, near[:, :, 1])
