@@ -22,6 +22,13 @@ Weights = Mapping[str, Any]
 Variables = list[jax.Array]
 
 
+@contextlib.contextmanager
+def _as_keras_expects() -> Iterator[None]:
+    # Its layers broadcast over ranks and use a key more than once, which JAX refuses under strict settings.
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        yield
+
+
 def refiner(captcha: CaptchaConfig, config: RefinerConfig) -> keras.Model:
     """`simgan_jax.refiner` on `[B, H, W, 1]`; a residual one is clipped, plainly."""
     inputs = keras.Input((captcha.height, captcha.width, 1))
@@ -59,6 +66,7 @@ class _Position(layers.Layer):
         return x + self.position[None]
 
 
+@_as_keras_expects()
 def classifier(captcha: CaptchaConfig, config: ClassifierConfig) -> keras.Model:
     """`simgan_jax.classifier` of the kind "slots" on `[B, H, W, 1]`: logits `[B, L, V]` and poses `[B, L, 3]`."""
     H, W = captcha.height, captcha.width
@@ -99,13 +107,6 @@ def load(model: keras.Model, weights: Weights) -> None:
         for leaf, values in leaves.items():
             normal = name.startswith("GroupNorm")
             getattr(layer, {"scale": "gamma", "bias": "beta"}[leaf] if normal else leaf).assign(values)
-
-
-@contextlib.contextmanager
-def _as_keras_expects() -> Iterator[None]:
-    # Its layers broadcast over ranks and use a key more than once, which JAX refuses under strict settings.
-    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
-        yield
 
 
 @_as_keras_expects()

@@ -189,10 +189,11 @@ def synthesis_cases(config: Config) -> list[Case]:
     captcha, scene = config.captcha, example_scene(config)
     simulator = stages.configured_simulator(config)
     keys = jax.random.split(jax.random.key(0), DRAWN)
+    packed = jax.jit(synthesizer.pack)(simulator.atlas)
     draw = jax.jit(lambda keys, atlas: synthesizer.synthesize(keys, atlas, scene, law=simulator.law, config=config))
     cell = simulator.atlas.shape[-1]
     cost = counts.synthesis(DRAWN, captcha, cell=cell, codec=config.synthesizer.codec)
-    cases = [Case("simgan_jax, wide law, codec", lambda: draw(keys, simulator.atlas), DRAWN, cost)]
+    cases = [Case("simgan_jax, wide law, codec", lambda: draw(keys, packed), DRAWN, cost)]
     if (captcha.height, captcha.width, captcha.length) != (50, 100, 4):
         return cases
 
@@ -204,6 +205,7 @@ def synthesis_cases(config: Config) -> list[Case]:
         target=dataclasses.replace(config.target, representation="binary"),
     )
     seeded = stages.configured_simulator(plain)
+    seeded = seeded._replace(atlas=jax.jit(synthesizer.pack)(seeded.atlas))
 
     @jax.jit
     def attempt(keys: jax.Array, atlas: jax.Array) -> tuple[synthesizer.Synthetic, jax.Array]:

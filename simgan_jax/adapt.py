@@ -70,7 +70,7 @@ def adapt_step(
 
     def loss(params: classifier.Params) -> tuple[jax.Array, classify.Metrics]:
         supervised, metrics = classify.reading_loss(
-            params, batch, source_drop_key, captcha, classifier_config=classifier_config, config=classify_config
+            params, source_drop_key, batch, captcha, classifier_config=classifier_config, config=classify_config
         )
         student = classifier.apply(params, strong, captcha, config=classifier_config, dropout_key=real_drop_key)
         log_p = jax.nn.log_softmax(student.logits, axis=-1)

@@ -102,7 +102,8 @@ def _reading_order(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     _, columns, length = shape
     x = (jnp.arange(columns)[:, None] + 0.5) * length / columns
     bias = -2.0 * (x - (jnp.arange(length)[None, :] + 0.5)) ** 2
-    return jnp.broadcast_to(bias[None], shape)
+    # Of a firm type, as what an update makes of it: a weak one would have the step compiled twice.
+    return jnp.broadcast_to(bias[None], shape).astype(jnp.float32)
 
 
 def _module(captcha: CaptchaConfig, config: ClassifierConfig) -> nn.Module:

@@ -65,8 +65,8 @@ def draw_batch(key: jax.Array, pool: Pool, *, batch_size: int) -> Pool:
 
 def reading_loss(
     params: classifier.Params,
-    batch: Pool,
     dropout_key: jax.Array,
+    batch: Pool,
     captcha: CaptchaConfig,
     *,
     classifier_config: ClassifierConfig,
@@ -102,7 +102,7 @@ def classify_step(
     batch_key, dropout_key = jax.random.split(key)
     batch = draw_batch(batch_key, pool, batch_size=config.batch_size)
     (_, metrics), gradient = jax.value_and_grad(reading_loss, has_aux=True)(
-        state.params, batch, dropout_key, captcha, classifier_config=classifier_config, config=config
+        state.params, dropout_key, batch, captcha, classifier_config=classifier_config, config=config
     )
     return update(state, gradient, config=config), metrics
 

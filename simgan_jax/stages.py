@@ -67,6 +67,7 @@ def draw_pool(
     """
     draw = jax.jit(lambda keys, atlas: synthesizer.synthesize(keys, atlas, scene, law=simulator.law, config=config))
     passes = jax.jit(lambda ink: layout.separated(ink.astype(jnp.float32) / 255.0, length=config.captcha.length))
+    packed = jax.jit(synthesizer.pack)(simulator.atlas)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
     ink = np.empty((count, config.captcha.height, config.captcha.width), np.uint8)
     labels = np.empty((count, config.captcha.length), np.int32)
@@ -78,7 +79,7 @@ def draw_pool(
             rows = open_rows[start : start + DRAW_BATCH]
             index = jnp.asarray(np.resize(rows, DRAW_BATCH))
             batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys[index], attempt)
-            drawn = draw(batch_keys, simulator.atlas)
+            drawn = draw(batch_keys, packed)
             good = np.asarray(passes(drawn.ink))[: len(rows)] if simulator.reject else np.ones(len(rows), bool)
             kept = rows[good]
             ink[kept] = np.asarray(drawn.ink)[: len(rows)][good]

@@ -125,9 +125,9 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       WorkdirError: missing or broken.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise WorkdirError(f"{path}: missing or broken ({error}): run the stage that writes it again") from error
 
 

@@ -128,7 +128,7 @@ def test_labels_are_opened_after_the_last_arm_and_before_the_oracle(target, tmp_
         "?",
         (
             Arm("oracle", oracle=True, augmented=True),
-            Arm("rounds", "fitted", "both", training="rounds", self_trained=True),
+            Arm("rounds", "fitted", "both", training="rounds", self_trained=True, shifted=True),
         ),
     )
     seen: list[str] = []
@@ -139,7 +139,7 @@ def test_labels_are_opened_after_the_last_arm_and_before_the_oracle(target, tmp_
 
     result = run(tmp_path, folder, study, read_labels)
     assert sorted(name.rpartition("-")[0] for name in seen) == [
-        *("adapted-fitted", "classifier-wide-raw", "classifier-wide-refined", "rounds-fitted"),
+        *("adapted-fitted", "adapted-fitted", "classifier-wide-raw", "classifier-wide-refined", "rounds-fitted"),
     ]
     oracle, rounds = result["rows"]
     assert (result["labelled"], result["held_out"]) == (40, 8)

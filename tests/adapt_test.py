@@ -71,8 +71,9 @@ def step(config, captcha=CAPTCHA):
 
 
 def test_threshold_masks(key, ink):
-    init_key, one, two, three, four = jax.random.split(key, 5)
-    params = classifier.init(init_key, CAPTCHA, config=ClassifierConfig(widths=(4,), hidden=8))
+    init_key, one, two, three = jax.random.split(key, 4)
+    network = ClassifierConfig(widths=(4,), hidden=8)
+    params = jax.jit(lambda key: classifier.init(key, CAPTCHA, config=network))(init_key)
     state = classify.start_state(params, config=ClassifyConfig(batch_size=4, steps=10))
     pool = classify.Pool(ink, jnp.zeros((5, 2), jnp.int32), jnp.zeros((5, 2, 3)))
     marginal = jnp.full(3, 1 / 3)

@@ -16,6 +16,10 @@ def shapes(captcha, config):
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
+def make(key, config):
+    return jax.jit(lambda key: classifier.init(key, TINY, config=config))(key)
+
+
 def read(params, captcha, config, **options):
     images = jnp.zeros((2, captcha.height, captcha.width, 1))
     return classifier.apply(params, images, captcha, config=config, **options)
@@ -62,8 +66,8 @@ def test_slots_read_any_size(height, width):
 
 def test_a_fresh_slot_looks_at_its_own_part(key):
     # A gray image leaves the trunk at zero, so attention is the softmax of its initial bias alone.
-    params = classifier.init(key, TINY, config=SLOTS)
-    poses = np.asarray(read(params, TINY, SLOTS).poses)
+    params = make(key, SLOTS)
+    poses = np.asarray(jax.jit(lambda params: read(params, TINY, SLOTS))(params).poses)
     x = (np.arange(8) + 0.5) * 2 / 8
     bias = np.exp(-2.0 * (x[:, None] - np.array([0.5, 1.5])) ** 2)
     columns = (bias / bias.sum(axis=0) * ((np.arange(8) + 0.5) * 4)[:, None]).sum(axis=0)
@@ -74,7 +78,7 @@ def test_a_fresh_slot_looks_at_its_own_part(key):
 def test_dropout_needs_a_key(key):
     init_key, image_key, one, two = jax.random.split(key, 4)
     config = ClassifierConfig(widths=(8,), hidden=16, dropout=0.5)
-    params = classifier.init(init_key, TINY, config=config)
+    params = make(init_key, config)
     images = jax.random.uniform(image_key, (2, 16, 32, 1), minval=-1.0)
 
     @jax.jit
@@ -87,7 +91,7 @@ def test_dropout_needs_a_key(key):
 
 def test_an_image_is_read_alone_as_in_a_batch(key):
     init_key, image_key = jax.random.split(key)
-    params = classifier.init(init_key, TINY, config=SLOTS)
+    params = make(init_key, SLOTS)
     images = jax.random.uniform(image_key, (3, 16, 32, 1), minval=-1.0)
     apply = jax.jit(lambda images: classifier.apply(params, images, TINY, config=SLOTS))
     together, alone = apply(images), apply(images[1:2])

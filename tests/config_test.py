@@ -1,12 +1,13 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
 from simgan_jax import config, presets
 
-GROUPS = {field.name: type(field.default) for field in dataclasses.fields(config.Config)}
+GROUPS: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(config.Config)}
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "captcha": {"height": [0], "width": [-1], "length": [0], "alphabet": ["", "a", "aba"]},
     "target": {
         "representation": ["hard"],

@@ -111,6 +111,6 @@ def test_module(key):
     assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 2, 3, 4), "bias": (4,)}
     shifted = {**params, "bias": params["bias"] + 1.0}
     np.testing.assert_allclose(
-        module.apply({"params": shifted}, x), plain(x, params["kernel"], 2, "VALID") + 1.0, rtol=1e-5
+        np.asarray(module.apply({"params": shifted}, x)), plain(x, params["kernel"], 2, "VALID") + 1.0, rtol=1e-5
     )
     assert set(Conv(4, (1, 1), use_bias=False).init(jax.random.clone(key), x)["params"]) == {"kernel"}

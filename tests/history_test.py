@@ -44,7 +44,8 @@ def filled(capacity, size):
 )
 def test_add_against_a_model(capacity, batches, seed):
     """The model is a list: append while there is room, then as many different entries as are left are replaced."""
-    state, model, number = history.init(capacity, SHAPE), [], 0
+    state, number = history.init(capacity, SHAPE), 0
+    model: list[int] = []
     key = jax.random.key(seed)
     for i, count in enumerate(batches):
         new = [number := number + 1 for _ in range(count)]

@@ -33,7 +33,7 @@ CONFIG = Config(
         average_decay=0.9,
     ),
 )
-# What can be followed by hand: plain SGD, no noise, no history, one image in either stack, so that no key matters.
+# What can be followed by hand: plain SGD, no noise, no history, one image alone in either stack, so that no key matters.
 PLAIN = dataclasses.replace(
     CONFIG,
     discriminator=DiscriminatorConfig(widths=(4, 4, 4, 4), spectral_norm=False, noise=0.0),
@@ -48,9 +48,9 @@ def change(config, **fields):
 
 
 def stacks(count):
-    """Black captchas with white bars, labelled by the bar's column; the real ones are gray bars."""
-    ink = np.zeros((count, HEIGHT, WIDTH), np.uint8)
-    columns = np.arange(count) % (WIDTH - 2)
+    """10 black captchas with white bars at `count` places, labelled by the place; the real ones have gray bars."""
+    ink = np.zeros((10, HEIGHT, WIDTH), np.uint8)
+    columns = np.arange(10) % count
     for image, column in zip(ink, columns, strict=True):
         image[2:7, column : column + 2] = 255
     return Pool(jnp.asarray(ink), jnp.asarray(columns[:, None])), jnp.asarray(ink // 3 * 2)
@@ -151,7 +151,7 @@ def test_keys_decide():
 
 def hand_made_losses(refiner_params, discriminator_params, data):
     """The sums of section 2 for one synthetic and one real image, written anew."""
-    synthetic, real = images.to_unit(data[0].ink), images.to_unit(data[1])
+    synthetic, real = images.to_unit(data[0].ink[:1]), images.to_unit(data[1][:1])
     refined = refiner.apply(refiner_params, synthetic, config=PLAIN.refiner)
     both = jnp.concatenate([refined, real])
     logits = discriminator.apply(discriminator_params, both, config=PLAIN.discriminator)
@@ -193,7 +193,7 @@ def test_updates_are_gradient_steps_on_the_losses_of_the_paper():
 
 def test_label_loss_is_weighed_and_sees_refined_images_and_labels():
     pool, real = stacks(1)
-    data = (pool._replace(labels=jnp.asarray([[3]])), real)
+    data = (pool._replace(labels=jnp.full((10, 1), 3)), real)
     config = change(PLAIN, lambda_label=0.01)
 
     def label_loss(refined, labels):

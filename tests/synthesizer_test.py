@@ -102,6 +102,23 @@ def test_a_glyph_turns_counter_clockwise():
         assert set(rows) == set(range(5, 11)) and set(columns) == {12}
 
 
+def test_nothing_of_a_neighbouring_cell_is_drawn():
+    cells = np.zeros((2, 3, SIZE, SIZE), np.float32)
+    cells[0, :, 1:-1, 1:-1] = 1.0
+    cells[0, 1] = 0.0
+    empty = layout.Layout(
+        labels=jnp.ones((1, 1), jnp.int32),
+        style=jnp.zeros((1, 1), jnp.int32),
+        centre=jnp.asarray([[[9.5, 12.5]]]),
+        matrix=jnp.eye(2).reshape(1, 1, 2, 2),
+        rotation=jnp.zeros((1, 1)),
+    )
+    packed = synthesizer.pack(jnp.asarray(cells))
+    drawn = jax.jit(functools.partial(synthesizer.draw, height=HEIGHT, width=WIDTH))
+    assert drawn(packed, empty).max() == 0.0
+    assert drawn(packed, empty._replace(labels=jnp.zeros((1, 1), jnp.int32))).sum() == (SIZE - 2) ** 2
+
+
 def test_gradient_is_the_oracles_slope(atlas, glyph_layout):
     weights = np.random.default_rng(2).normal(size=(6, HEIGHT, WIDTH))
 

@@ -1,0 +1,116 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import fit, layout, synthesizer
+from simgan_jax.config import CaptchaConfig, FitConfig
+
+CAPTCHA = CaptchaConfig(height=20, width=40, length=2, alphabet="abc")
+CONFIG = FitConfig(batch_size=32, inner=3, styles=1, passes=20)
+IMAGES, CELL = 64, 16
+
+
+def draw(atlas, labels, poses):
+    rotation = poses[..., 2]
+    matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
+    where = layout.Layout(labels, jnp.zeros_like(labels), poses[..., :2], matrix, rotation)
+    coverage = synthesizer.render(atlas, where, height=CAPTCHA.height, width=CAPTCHA.width)
+    return jnp.round(coverage * 255.0).astype(jnp.uint8)
+
+
+def shapes():
+    """Three glyphs `[1, 3, S, S]`: a cross, a ring and a wedge."""
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
+    cross = (np.minimum(abs(y), abs(x)) < 1.5) & (np.maximum(abs(y), abs(x)) < 6)
+    ring = (np.hypot(y, x) < 6) & (np.hypot(y, x) > 3)
+    wedge = (x > -5) & (x < 5) & (y < x) & (y > -5)
+    return jnp.asarray(np.stack([cross, ring, wedge])[None], jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    """A target of known glyphs and poses: evidence with a tenth of its labels wrong, and a start that is off."""
+    label_key, y_key, x_key, turn_key, wrong_key, error_key = jax.random.split(jax.random.key(1), 6)
+    labels = jax.random.randint(label_key, (IMAGES, 2), 0, 3)
+    y = jax.random.uniform(y_key, (IMAGES, 2), minval=8.0, maxval=12.0)
+    x = jnp.asarray([[10.0, 30.0]]) + jax.random.uniform(x_key, (IMAGES, 2), minval=-2.0, maxval=2.0)
+    turn = jax.random.uniform(turn_key, (IMAGES, 2), minval=-0.3, maxval=0.3)
+    poses = jnp.stack([y, x, turn], -1)
+    ink = draw(shapes(), labels, poses)
+    wrong = jax.random.bernoulli(wrong_key, 0.1, labels.shape)
+    guessed = jnp.where(wrong, (labels + 1) % 3, labels)
+    evidence = fit.Evidence(ink, guessed, jnp.ones(ink.shape[1:]))
+    error = jax.random.normal(error_key, poses.shape) * jnp.asarray([[[0.7, 0.7, 0.1]]])
+    blob = np.hypot(*(np.mgrid[:CELL, :CELL] - (CELL - 1) / 2)) < 5
+    start = fit.init(jnp.asarray(np.broadcast_to(blob, (2, 3, CELL, CELL)), jnp.float32), poses + error, config=CONFIG)
+    return evidence, start, poses
+
+
+def test_start_averages_the_styles(made_up):
+    _, start, _ = made_up
+    assert start.atlas.shape == (1, 3, CELL, CELL)
+    two = fit.init(jnp.stack([jnp.zeros((3, 4, 4)), jnp.ones((3, 4, 4))]), jnp.zeros((5, 2, 3)), config=FitConfig())
+    np.testing.assert_array_equal(two.atlas, np.full((2, 3, 4, 4), 0.5))
+
+
+def test_glyphs_and_poses_are_found(made_up):
+    evidence, start, poses = made_up
+    step = jax.jit(functools.partial(fit.fit_step, captcha=CAPTCHA, config=CONFIG))
+    state, residuals = start, []
+    for _ in range(2 * CONFIG.passes):
+        state, residual = step(state, evidence)
+        residuals.append(float(residual))
+    assert np.isfinite(residuals).all()
+    assert np.mean(residuals[-2:]) < 0.4 * np.mean(residuals[:2])
+    assert float(state.atlas.min()) >= 0.0 and float(state.atlas.max()) <= 1.0
+    assert int(state.step) == 2 * CONFIG.passes
+
+    def error(atlas):
+        return np.asarray(jnp.abs(atlas - shapes()).mean(axis=(0, 2, 3)))
+
+    assert (error(state.atlas) < 0.6 * error(start.atlas)).all()
+    shift = np.asarray(jnp.abs(state.poses - poses)[..., :2])
+    assert np.median(shift) < np.median(np.abs(np.asarray(start.poses - poses))[..., :2])
+
+
+def test_residual_is_zero_where_the_guess_is_the_truth(made_up):
+    evidence, _, poses = made_up
+    labels = jnp.zeros((4, 2), jnp.int32)
+    ink = draw(shapes(), labels, poses[:4])
+    exact = fit.residual(shapes(), poses[:4], ink, labels, evidence.known)
+    assert float(exact.max()) < 800 * (0.5 / 255) ** 2
+    # By hand: unknown pixels do not count, and a blank drawing differs by all the ink.
+    half = jnp.concatenate([jnp.ones((20, 20)), jnp.zeros((20, 20))], axis=1)
+    blank = fit.residual(jnp.zeros_like(shapes()), poses[:4], ink, labels, half)
+    want = np.square(np.asarray(ink, np.float64)[:, :, :20] / 255).sum(axis=(1, 2))
+    np.testing.assert_allclose(blank, want, rtol=1e-4)
+
+
+def test_gradient_is_finite_on_the_pixel_grid():
+    poses = jnp.asarray([[[10.0, 10.0, 0.0], [10.0, 30.0, 0.0]]])
+    labels = jnp.zeros((1, 2), jnp.int32)
+    ink = jnp.zeros((1, 20, 40), jnp.uint8)
+
+    def total(atlas, poses):
+        return fit.residual(atlas, poses, ink, labels, jnp.ones((20, 40))).sum()
+
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(shapes(), poses):
+        assert np.isfinite(gradient).all()
+
+
+def test_choose_takes_the_surest_of_every_character():
+    # Certainty of an image is that of its least sure character: 0.9, 0.6, 0.8, 0.7. The last alone shows 'b'.
+    rows = [[[0.9, 0.1], [1.0, 0.0]], [[0.6, 0.4], [0.9, 0.1]], [[0.8, 0.2], [0.8, 0.2]], [[0.3, 0.7], [0.9, 0.1]]]
+    chosen = fit.choose(np.array(rows), config=FitConfig(images=2, share=1.0))
+    assert chosen.tolist() == [0, 3]
+    assert fit.choose(np.array(rows), config=FitConfig(images=10, share=0.75)).tolist() == [0, 2, 3]
+    assert fit.choose(np.array(rows), config=FitConfig(images=10, share=0.01)).tolist() == [0]
+
+
+def test_clean_drops_specks():
+    np.testing.assert_allclose(
+        fit.clean(jnp.asarray([0.0, 0.05, 0.1, 0.7]), config=FitConfig(faintest=0.1)), [0, 0, 0.1, 0.7]
+    )

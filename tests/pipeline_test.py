@@ -1,0 +1,38 @@
+import dataclasses
+
+import numpy as np
+
+from simgan_jax import pipeline, presets, reading
+from simgan_jax.config import AdaptConfig, FitConfig
+
+
+def readings(probabilities, pose):
+    probabilities = np.asarray(probabilities, np.float64)[None]
+    return reading.Readings(probabilities, np.full((*probabilities.shape[:2], 3), pose))
+
+
+def test_mean_of_readers_takes_the_surer_ones_pose():
+    one = readings([[0.9, 0.1], [0.6, 0.4]], 1.0)
+    two = readings([[0.2, 0.8], [0.0, 1.0]], 2.0)
+    mean = pipeline.mean_readings(one, two)
+    np.testing.assert_allclose(mean.probabilities, [[[0.55, 0.45], [0.3, 0.7]]])
+    np.testing.assert_array_equal(mean.poses, [[[1.0] * 3, [2.0] * 3]])
+
+
+def test_the_arm_that_is_believed_most_answers():
+    sure = np.tile(np.eye(2), (20, 1))[:, None]
+    unsure = 0.6 * sure + 0.2
+    same = np.broadcast_to(np.eye(2)[:1], sure.shape)
+
+    def arm(probabilities):
+        return reading.Readings(probabilities, np.zeros((*probabilities.shape[:2], 3)))
+
+    assert pipeline.choose_arm({"one": arm(unsure), "two": arm(sure)}) == "two"
+    # One answer for all images is not believed, however sure the reader is of it.
+    assert pipeline.choose_arm({"one": arm(unsure), "two": arm(same)}) == "one"
+
+
+def test_arm_names():
+    assert pipeline.arm_names(presets.CPU) == ("synthetic", "refined", "fitted0", "fitted1", "adapted")
+    plain = dataclasses.replace(presets.CPU, fit=FitConfig(rounds=0), adapt=AdaptConfig(steps=0))
+    assert pipeline.arm_names(plain) == ("synthetic", "refined")

@@ -1,0 +1,97 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import classify, layout, reading, refiner, stages, target
+from simgan_jax.config import CaptchaConfig, Config, FitConfig, RefinerConfig, SynthesizerConfig
+
+CONFIG = Config(
+    captcha=CaptchaConfig(height=24, width=48, length=4, alphabet="abc3"),
+    synthesizer=SynthesizerConfig(fonts=("lato-bold",), sizes=(0.5,), strokes=(0,)),
+    refiner=RefinerConfig(width=4, blocks=1, residual=True),
+    fit=FitConfig(images=8, passes=1, batch_size=4, inner=1, styles=1),
+)
+SEED_LAW = dataclasses.replace(CONFIG, synthesizer=dataclasses.replace(CONFIG.synthesizer, law="seed"))
+SCENE = target.Scene(np.full((24, 48), 60.0, np.float32), np.zeros((24, 48), bool), 255.0, None)
+
+
+def equal(pool, other):
+    jax.tree.map(np.testing.assert_array_equal, pool, other)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SEED_LAW], ids=["wide", "seed"])
+def test_a_captcha_depends_on_its_number_alone(config):
+    simulator = stages.configured_simulator(config)
+    assert simulator.reject == (config is SEED_LAW)
+    few = stages.draw_pool(jax.random.key(3), simulator, SCENE, count=5, config=config)
+    many = stages.draw_pool(jax.random.key(3), simulator, SCENE, count=504, config=config)
+    assert (many.ink.shape, many.ink.dtype, many.labels.shape) == ((504, 24, 48), jnp.uint8, (504, 4))
+    equal(few, stages.take(many, 5))
+    assert len(np.unique(np.asarray(many.ink), axis=0)) == 504
+    if simulator.reject:
+        assert bool(layout.separated(many.ink / 255.0, length=4).all())
+    other = stages.draw_pool(jax.random.key(4), simulator, SCENE, count=5, config=config)
+    assert not np.array_equal(other.ink, few.ink)
+
+
+def make_pool(count, seed=0):
+    ink = jax.random.randint(jax.random.key(seed), (count, 24, 48), 0, 256).astype(jnp.uint8)
+    return classify.Pool(ink, jnp.full((count, 4), seed), jnp.full((count, 4, 3), float(seed)))
+
+
+def test_a_fresh_residual_refiner_changes_nothing():
+    pool = make_pool(7)
+    params = refiner.init(jax.random.key(1), config=CONFIG.refiner)
+    equal(stages.refine_pool(params, pool, config=CONFIG), pool)
+
+
+def test_refining_changes_ink_alone():
+    pool = make_pool(3)
+    params = refiner.init(jax.random.key(1), config=CONFIG.refiner)
+    # The last convolution adds 0.5 to every pixel.
+    params = jax.tree.map(jnp.zeros_like, params)
+    last = max((name for name in params if name.startswith("Conv")), key=lambda name: int(name.split("_")[1]))
+    params[last]["bias"] = jnp.full_like(params[last]["bias"], 0.5)
+    refined = stages.refine_pool(params, pool, config=CONFIG)
+    brighter = np.clip(np.asarray(pool.ink, np.float64) + 0.5 * 127.5, 0, 255)
+    assert np.abs(np.asarray(refined.ink, np.float64) - brighter).max() <= 0.76
+    equal(refined[1:], pool[1:])
+
+
+def test_mixing():
+    mixed = stages.mix_pools(make_pool(2, seed=1), stages.take(make_pool(5, seed=2), 3))
+    assert mixed.ink.shape == (5, 24, 48)
+    assert np.asarray(mixed.labels)[:, 0].tolist() == [1, 1, 2, 2, 2]
+
+
+def test_fitting_reports_and_fits_a_simulator():
+    simulator = stages.configured_simulator(CONFIG)
+    drawn = stages.draw_pool(jax.random.key(3), simulator, SCENE, count=16, config=CONFIG)
+    sure = np.eye(4, dtype=np.float32)[np.asarray(drawn.labels)]
+    reports = []
+    atlas, poses = stages.fit_simulator(
+        np.asarray(drawn.ink),
+        reading.Readings(sure, np.asarray(drawn.poses)),
+        simulator,
+        SCENE,
+        config=CONFIG,
+        report=lambda step, residual: reports.append((step, residual)),
+    )
+    assert (atlas.shape, poses.shape) == ((1, 4, *simulator.atlas.shape[2:]), (8, 4, 3))
+    ((step, residual),) = reports
+    assert step == 2 and np.isfinite(residual)
+    fitted = stages.fitted_simulator(CONFIG, atlas, poses)
+    again = stages.draw_pool(jax.random.key(5), fitted, SCENE, count=3, config=CONFIG)
+    assert again.ink.shape == (3, 24, 48) and not fitted.reject
+
+
+def test_settings_of_an_arm():
+    adapting = stages.adapt_settings(CONFIG)
+    assert (adapting.steps, adapting.batch_size, adapting.lr) == (
+        CONFIG.adapt.steps,
+        CONFIG.adapt.pool_batch_size,
+        CONFIG.adapt.lr,
+    )
