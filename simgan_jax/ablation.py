@@ -171,6 +171,7 @@ def _result(
         "labelled": len(held_out),
         "held_out": int(held_out.sum()),
         "rows": rows,
+        "choices": tables.choices({arm.name: outcomes[arm.name] for arm in study.arms if not arm.oracle}),
         "config": dataclasses.asdict(config),
         "versions": {name: importlib.metadata.version(name) for name in finish.PACKAGES}
         | {"python": platform.python_version()},

@@ -1,4 +1,4 @@
-"""What each stage of a run does; the order and the files stand in pipeline.py."""
+"""What each stage of a run does; the order and the files stand in pipeline.py (io)."""
 
 import dataclasses
 import functools

@@ -93,7 +93,7 @@ def refiner_update(
     net: NetState,
     key: jax.Array,
     data: Synthetic,
-    discriminator_params: discriminator.Params,
+    judge: discriminator.Params,
     *,
     config: Config,
     label_loss_fn: LabelLoss | None = None,
@@ -105,7 +105,7 @@ def refiner_update(
     def objective(params: refiner.Params) -> tuple[jax.Array, Metrics]:
         refined = refiner.apply(params, synthetic, config=config.refiner)
         seen = _add_noise(noise_key, refined, config=config)
-        logits = discriminator.apply(discriminator_params, seen, config=config.discriminator)
+        logits = discriminator.apply(judge, seen, config=config.discriminator)
         regularization = _regularization(refined, synthetic, config=config)
         loss = losses.refiner_loss(logits, regularization, lambda_reg=config.refine.lambda_reg)
         metrics = {

@@ -136,9 +136,11 @@ def _route(config: Config) -> Study:
         arms += [Arm(f"{simulator} {images}", simulator, images) for images in IMAGES]
         arms.append(Arm(f"{simulator} both self-trained", simulator, "both", self_trained=True))
     arms += [Arm(f"fitted {images}", "fitted", images) for images in IMAGES]
-    arms.append(Arm("fitted in rounds", "fitted", "both", training="rounds"))
-    last = Arm("fitted in rounds self-trained", "fitted", "both", training="rounds", self_trained=True)
-    arms += [last, dataclasses.replace(last, name=f"{last.name} shifted", shifted=True)]
+    last = [
+        Arm("fitted in rounds", "fitted", "both", training="rounds"),
+        Arm("fitted in rounds self-trained", "fitted", "both", training="rounds", self_trained=True),
+    ]
+    arms += [*last, *(dataclasses.replace(arm, name=f"{arm.name} shifted", shifted=True) for arm in last)]
     arms.append(Arm("oracle", oracle=True, shifted=True))
     arms.append(Arm("oracle augmented", oracle=True, augmented=True, shifted=True))
     return Study("route", "What does each part of the route add, and how far is it from real labels?", tuple(arms))

@@ -85,6 +85,31 @@ def summary(right: Sequence[np.ndarray]) -> dict[str, Any] | None:
     return {"n": n, "exact": shares, "mean": mean, "sd": sd, "low": low, "high": high}
 
 
+def choices(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+    """For each seed: the arm that believes most of itself, chosen without a label, and how good that choice was.
+
+    Returns:
+      For each seed `{"arm", "believed", "exact", "best", "best_exact", "regret"}`: shares, and the arm that labels
+      would have chosen; `{}` where no arm has answers.
+    """
+    rows: list[dict[str, Any]] = []
+    for number in range(min(map(len, outcomes.values()), default=0)):
+        alive = {
+            name: (seeds[number].believed, float(np.mean(seeds[number].right)))
+            for name, seeds in outcomes.items()
+            if seeds[number].right is not None
+        }
+        if not alive:
+            rows.append({})
+            continue
+        chosen = max(alive, key=lambda name: alive[name][0])
+        best = max(alive, key=lambda name: alive[name][1])
+        believed, exact = alive[chosen]
+        found = {"arm": chosen, "believed": believed, "exact": exact, "best": best, "best_exact": alive[best][1]}
+        rows.append(found | {"regret": alive[best][1] - exact})
+    return rows
+
+
 def _against(
     before: tuple[str, Sequence[Outcome]], outcomes: Sequence[Outcome], only: np.ndarray | None
 ) -> dict[str, Any] | None:

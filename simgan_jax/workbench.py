@@ -133,6 +133,13 @@ class Workbench:
 
     def _train(self, arm: Arm, config: Config) -> None:
         """Trains and reads; what the target shows then stands in the part's folder."""
+        if arm.shifted:
+            plain = dataclasses.replace(arm, shifted=False)
+            if self._facts(parts.of_arm(arm), config, f"predict/{ARM}") is None:
+                self._train(plain, config)
+            with self.open(parts.of_arm(arm), config) as run:
+                _read(run, arm, _restore(run, plain))
+            return
         pool: classify.Pool | None = None
         if arm.training == "rounds":
             last = self._rounds(config)
@@ -145,9 +152,6 @@ class Workbench:
             with self.open(parts.of_arm(arm), config) as run:
                 params = pipeline.adapt_stage(run, pool, params, belief)
                 pipeline.read_arm(run, ARM, params)
-        if arm.shifted:
-            with self.open(parts.of_arm(arm), config) as run:
-                _read(run, arm, params)
 
     def _classifier(
         self, simulator: str, shown: str, share: float, config: Config
@@ -368,6 +372,19 @@ def target_reader(captchas: pathlib.Path) -> ReadTarget:
         return session.read_target(captchas, config=dataclasses.replace(Config(), captcha=captcha, target=target))
 
     return read
+
+
+def _restore(run: session.Run, arm: Arm) -> classifier.Params:
+    """Parameters of an arm whose part is done; its stages, all finished, look at no data."""
+    config = run.config
+    some = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
+    nothing = cast(classify.Pool, None)
+    if arm.self_trained:
+        return pipeline.adapt_stage(run, nothing, some, reading.Readings(**run.workdir.load(f"readings.{ARM}")))
+    if arm.training == "rounds":
+        last = config.fit.rounds - 1
+        return pipeline.classify_stage(run, f"fitted{last}", nothing, some, total=config.fit.steps[last])
+    return pipeline.classify_stage(run, ARM, nothing, some, total=config.classify.steps)
 
 
 def _read_as(arm: Arm) -> str:

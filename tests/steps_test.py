@@ -33,7 +33,7 @@ CONFIG = Config(
         average_decay=0.9,
     ),
 )
-# What can be followed by hand: plain SGD, no noise, no history, one image alone in either stack, so that no key matters.
+# To be followed by hand: plain SGD, no noise, no history, and one image alone in either stack, so that no key matters.
 PLAIN = dataclasses.replace(
     CONFIG,
     discriminator=DiscriminatorConfig(widths=(4, 4, 4, 4), spectral_norm=False, noise=0.0),

@@ -29,7 +29,7 @@ def test_route_ends_with_the_oracle():
     names = [arm.name for arm in studies.study("route", config=presets.CPU).arms]
     assert names[:4] == ["seed raw", "seed refined", "seed both", "seed both self-trained"]
     assert names[-4:] == [
-        *("fitted in rounds self-trained", "fitted in rounds self-trained shifted", "oracle", "oracle augmented"),
+        *("fitted in rounds shifted", "fitted in rounds self-trained shifted", "oracle", "oracle augmented"),
     ]
 
 

@@ -85,3 +85,16 @@ def test_markdown():
     assert "| +20.00 | 1.000 |" in lines[3]
     assert refiners.splitlines()[2] == "| refined | 0.500 | 50.00 | 50.00 | 50.00 | – | 0.500 | 50.00 | 0.500 | 0.500 |"
     assert "AUC" not in tables.markdown([first])
+
+
+def test_choices_by_hand():
+    outcomes = {
+        "a": [Outcome(flags("+---"), believed=0.9), Outcome(None)],
+        "b": [Outcome(flags("+++-"), believed=0.5), Outcome(flags("+---"), believed=0.2)],
+    }
+    assert tables.choices(outcomes) == [
+        {"arm": "a", "believed": 0.9, "exact": 0.25, "best": "b", "best_exact": 0.75, "regret": 0.5},
+        {"arm": "b", "believed": 0.2, "exact": 0.25, "best": "b", "best_exact": 0.25, "regret": 0.0},
+    ]
+    assert tables.choices({"a": [Outcome(None)]}) == [{}]
+    assert tables.choices({}) == []
