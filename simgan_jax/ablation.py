@@ -1,6 +1,7 @@
 """Runs a study, arms by seeds in one folder; labels are opened after the last arm is trained (io)."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from simgan_jax import adoption, atomic, evaluate, finish, reporting, studies, tables, workbench, workdir
-from simgan_jax.config import Config
+from simgan_jax import adoption, atomic, evaluate, finish, reporting, session, studies, tables, workbench, workdir
+from simgan_jax.config import CaptchaConfig, Config, TargetConfig
 from simgan_jax.studies import Arm, Study
 
 RESULT_FILE = "result.json"
@@ -69,7 +70,7 @@ def run(
       WorkdirError, ChallengeError, ConfigError: unusable folder, input or arm.
       AblationError: labels that do not fit the target.
     """
-    read_target = workbench.target_reader(pathlib.Path(captchas))
+    read_target = _target_reader(captchas)
     names = read_target(config.captcha, config.target).names
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     with workdir.Workdir(path, {"target": str(captchas), "captchas": len(names), "names": digest}) as place:
@@ -106,6 +107,16 @@ def run(
         work = workbench.Workbench(place.path / f"seed-{seeds[0]}", read_target, seed=seeds[0])
         _write(folder, study, result, work, config=config)
         return result
+
+
+def _target_reader(captchas: str | os.PathLike[str]) -> workbench.ReadTarget:
+    """Reads a folder of captchas once for each way of preparing them, and keeps the last."""
+
+    @functools.lru_cache(maxsize=1)
+    def read(captcha: CaptchaConfig, target: TargetConfig) -> session.Target:
+        return session.read_target(captchas, config=dataclasses.replace(Config(), captcha=captcha, target=target))
+
+    return read
 
 
 def _labelled(names: Sequence[str], truth: Mapping[str, str], config: Config) -> list[str]:

@@ -176,8 +176,7 @@ def synthesize(
       scene: what the target's images share.
       law: key -> layout of one image (leaves `[L, ...]`).
     """
-    # The barrier keeps XLA from computing an image's layout anew for each of its pixels.
-    layout = jax.lax.optimization_barrier(jax.vmap(law)(keys))
+    layout = jax.vmap(law)(keys)
     packed = atlas if atlas.dtype == jnp.uint32 else pack(atlas)
     coverage = draw(packed, layout, height=config.captcha.height, width=config.captcha.width)
     poses = jnp.concatenate([layout.centre, layout.rotation[..., None]], -1)

@@ -94,11 +94,8 @@ def choices(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for number in range(min(map(len, outcomes.values()), default=0)):
-        alive = {
-            name: (seeds[number].believed, float(np.mean(seeds[number].right)))
-            for name, seeds in outcomes.items()
-            if seeds[number].right is not None
-        }
+        here = {name: seeds[number] for name, seeds in outcomes.items()}
+        alive = {name: (o.believed, float(o.right.mean())) for name, o in here.items() if o.right is not None}
         if not alive:
             rows.append({})
             continue

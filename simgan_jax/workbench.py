@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -361,17 +360,6 @@ class Workbench:
 
     def _seconds(self, part: Part, config: Config) -> float:
         return float(sum(row["seconds"] for row in self._stages(part, config) if row["stage"] != "measure"))
-
-
-@functools.cache
-def target_reader(captchas: pathlib.Path) -> ReadTarget:
-    """Reads a folder of captchas once for each way of preparing them, and keeps the last."""
-
-    @functools.lru_cache(maxsize=1)
-    def read(captcha: CaptchaConfig, target: TargetConfig) -> session.Target:
-        return session.read_target(captchas, config=dataclasses.replace(Config(), captcha=captcha, target=target))
-
-    return read
 
 
 def _restore(run: session.Run, arm: Arm) -> classifier.Params:

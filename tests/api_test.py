@@ -47,11 +47,12 @@ def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())
 
 
-def rank(parameter: str) -> int:
-    """0 for state and parameters, 1 for keys, 2 for data."""
-    if parameter.endswith(("state", "params")):
+def rank(parameter: inspect.Parameter) -> int:
+    """0 for state (by name or type) and parameters, 1 for keys, 2 for data."""
+    name, kind = parameter.name, getattr(parameter.annotation, "__name__", "")
+    if name.endswith(("state", "params")) or kind.endswith("State"):
         return 0
-    return 1 if parameter in ("key", "keys") or parameter.endswith(("_key", "_keys")) else 2
+    return 1 if name in ("key", "keys") or name.endswith(("_key", "_keys")) else 2
 
 
 @every_member
@@ -70,8 +71,8 @@ def test_keys_are_called_key(name, function):
 
 @every_function
 def test_state_then_key_then_data(name, function):
-    order = [parameter.name for parameter in parameters(function) if parameter.kind in POSITIONAL]
-    assert order == sorted(order, key=rank), f"{name}({', '.join(order)})"
+    order = [parameter for parameter in parameters(function) if parameter.kind in POSITIONAL]
+    assert order == sorted(order, key=rank), f"{name}({', '.join(parameter.name for parameter in order)})"
 
 
 @every_function

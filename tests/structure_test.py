@@ -102,7 +102,7 @@ IMPORTS = {
     "adoption": {"challenge", "parts", "session", "studies", "workbench", "workdir"},
     "ablation": {
         *("adoption", "atomic", "config", "evaluate", "finish", "reporting", "studies", "tables", "workbench"),
-        "workdir",
+        *("session", "workdir"),
     },
 }
 
