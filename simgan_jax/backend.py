@@ -1,6 +1,7 @@
 """What is done otherwise on a CPU than on a GPU or TPU; the one place that asks for the backend."""
 
 import jax
+import jax.numpy as jnp
 
 
 def has_slow_convolution_gradients() -> bool:
@@ -10,6 +11,14 @@ def has_slow_convolution_gradients() -> bool:
     every convolution gradient some twenty times as long inside `lax.scan` as outside.
     """
     return jax.default_backend() == "cpu"
+
+
+def compute_dtype() -> jnp.dtype:
+    """What convolutions are computed in: bfloat16 on a GPU or TPU, whose matrix units are made for it, else float32.
+
+    Parameters, losses, sums over a batch and optimisers are float32 everywhere.
+    """
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 def device_count() -> int:

@@ -14,14 +14,19 @@ from simgan_jax import backend
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SAME") -> jax.Array:
+def conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SAME", dtype: jnp.dtype | None = None
+) -> jax.Array:
     """Convolution of `[B, H, W, C]` with a kernel `[h, w, C, O]`: `[B, H', W', O]`; padding is "SAME" or "VALID".
 
-    Differentiable any number of times in reverse mode, not in forward mode.
+    Differentiable any number of times in reverse mode, not in forward mode. Computed, as are its gradients, in `dtype`
+    (that of the backend if None); what comes in, goes out and is kept has the type of `x`.
     """
+    kept, dtype = x.dtype, backend.compute_dtype() if dtype is None else dtype
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return x @ kernel[0, 0]
-    return _conv(x, kernel, stride, padding)
+        return (x @ kernel[0, 0]).astype(kept)
+    return _conv(x, kernel, stride, padding).astype(kept)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:

@@ -90,7 +90,7 @@ def simgan_step(
 
 
 def refiner_update(
-    net: NetState,
+    net_state: NetState,
     key: jax.Array,
     data: Synthetic,
     judge: discriminator.Params,
@@ -118,7 +118,7 @@ def refiner_update(
             metrics["refiner_label"] = lost.mean()
         return loss.mean(), metrics
 
-    return _descend(net, objective, "refiner", config.refine, config.refine.refiner_lr)
+    return _descend(net_state, objective, "refiner", config.refine, config.refine.refiner_lr)
 
 
 def discriminator_update(

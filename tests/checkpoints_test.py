@@ -1,6 +1,5 @@
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 
@@ -140,10 +139,11 @@ def test_a_folder_that_cannot_be_one(tmp_path):
 
 
 FULL_DISK = """
-import sys
+import resource, sys
 import jax, jax.numpy as jnp
 from simgan_jax.checkpoints import CheckpointError, Checkpoints
 
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     with Checkpoints(sys.argv[1]) as saved:
         saved.save(3, {"noise": jax.random.normal(jax.random.key(3), (100_000,))})
@@ -166,7 +166,6 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_rest(tmp_path):
         timeout=300,
         # The compilation cache writes files as well.
         env={name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

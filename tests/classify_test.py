@@ -104,7 +104,7 @@ def test_the_seeds_network_is_not_asked_for_poses():
     captcha = CaptchaConfig(height=8, width=8, length=1, alphabet="ab")
     config = ClassifierConfig(kind="seed", widths=(2, 2), hidden=4)
     init_key, drop_key = jax.random.split(jax.random.key(0))
-    params = classifier.init(init_key, captcha, config=config)
+    params = jax.jit(lambda key: classifier.init(key, captcha, config=config))(init_key)
     batch = classify.Pool(jnp.zeros((2, 8, 8), jnp.uint8), jnp.zeros((2, 1), jnp.int32), jnp.full((2, 1, 3), jnp.nan))
     loss, metrics = classify.reading_loss(params, drop_key, batch, captcha, classifier_config=config, config=CONFIG)
     assert np.isfinite(loss) and metrics.keys() == {"cross_entropy", "character_accuracy"}

@@ -13,12 +13,16 @@ CONFIG = FitConfig(batch_size=32, inner=3, styles=1, passes=20)
 IMAGES, CELL = 64, 16
 
 
+@jax.jit
 def draw(atlas, labels, poses):
     rotation = poses[..., 2]
     matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
     where = layout.Layout(labels, jnp.zeros_like(labels), poses[..., :2], matrix, rotation)
     coverage = synthesizer.render(atlas, where, height=CAPTCHA.height, width=CAPTCHA.width)
     return jnp.round(coverage * 255.0).astype(jnp.uint8)
+
+
+RESIDUAL = jax.jit(fit.residual)
 
 
 def shapes():
@@ -78,13 +82,13 @@ def test_glyphs_and_poses_are_found(made_up):
 
 def test_residual_is_zero_where_the_guess_is_the_truth(made_up):
     evidence, _, poses = made_up
-    labels = jnp.zeros((4, 2), jnp.int32)
-    ink = draw(shapes(), labels, poses[:4])
-    exact = fit.residual(shapes(), poses[:4], ink, labels, evidence.known)
+    labels = jnp.zeros((IMAGES, 2), jnp.int32)
+    ink = draw(shapes(), labels, poses)
+    exact = RESIDUAL(shapes(), poses, ink, labels, evidence.known)
     assert float(exact.max()) < 800 * (0.5 / 255) ** 2
     # By hand: unknown pixels do not count, and a blank drawing differs by all the ink.
     half = jnp.concatenate([jnp.ones((20, 20)), jnp.zeros((20, 20))], axis=1)
-    blank = fit.residual(jnp.zeros_like(shapes()), poses[:4], ink, labels, half)
+    blank = RESIDUAL(jnp.zeros_like(shapes()), poses, ink, labels, half)
     want = np.square(np.asarray(ink, np.float64)[:, :, :20] / 255).sum(axis=(1, 2))
     np.testing.assert_allclose(blank, want, rtol=1e-4)
 
