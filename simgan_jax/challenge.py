@@ -119,7 +119,7 @@ def read_many(paths: Iterable[AnyPath], *, height: int | None = None, width: int
     for piece in iterate(paths, 1000, height=height, width=width):
         filled, needed = len(names), len(names) + len(piece.names)
         if needed > len(gray):
-            # Grown in place by a quarter, so that a million images never stand in memory twice.
+            # Grown by a quarter, before NumPy 2.5 in place: a million images then never stand in memory twice.
             gray.resize((max(needed, filled + filled // 4), *piece.gray.shape[1:]), refcheck=False)
         gray[filled:needed] = piece.gray
         names.extend(piece.names)

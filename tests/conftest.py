@@ -45,7 +45,7 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     check. Fails after `timeout` seconds, so that a script that waits for something does not hang the suite.
     """
 
-    def run(module: str, *args: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def run(module: str, *args: str | Path, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", module, *map(str, args)]
         return subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -77,8 +77,8 @@ def small_run(
 ) -> SmallRun:
     """The main job on a little embedded contest, once for all tests; what it compiles, later processes load."""
     folder = tmp_path_factory.mktemp("runs")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     workdir = folder / "small"
-    done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1200.0)
+    done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
     return SmallRun(workdir, SMALL_FLAGS, folder / "small.challenges" / "alice-0-60", done)

@@ -215,7 +215,7 @@ def test_bad_counts_and_folders(tmp_path):
         (200, b"<html>", "the answer is no JSON"),
         (200, b"[1]", "the answer is no JSON object"),
         (400, b'{"error": "unknown name"}', r"HTTP 400 \(unknown name\)"),
-        (413, b"", r"HTTP 413 \(Request Entity Too Large\)"),
+        (413, b"", r"HTTP 413 \((Request Entity|Content) Too Large\)"),
         (503, b"", "HTTP 503"),
     ],
 )
