@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Content = Mapping[str, Any]
+# Settings that decide the amount of work; the files hold all of them.
+SHOWN = {*("width", "widths", "blocks", "kind", "hidden", "batch_size", "k_g", "k_d", "history_size"), "codec", "sizes"}
+SHOWN |= {"preset", "images", "seconds"}
 
 
 def markdown(files: Mapping[str, Content]) -> str:
@@ -91,18 +94,20 @@ def _growth(rows: Sequence[Content]) -> str:
 def _machine(content: Content) -> str:
     machine = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    settings = ", ".join(_setting(name, value) for name, value in content["settings"].items())
+    shown = _flat(content["settings"])
+    settings = ", ".join(f"{name}={value}" for name, value in shown.items() if name.rpartition(".")[2] in SHOWN)
     return (
         f"{content['date']}: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['backend']} ({', '.join(machine['devices'])}), "
-        f"load {machine['load'][0]} (1 min), {machine['load'][2]} (15 min); {versions}. Settings: {settings or 'none'}."
+        f"load {machine['load'][0]} (1 min), {machine['load'][2]} (15 min); {versions}; settings: {settings or 'none'}."
     )
 
 
-def _setting(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(_setting(f"{name}.{field}", inner) for field, inner in value.items())
-    return f"{name}={value}"
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        rows |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return rows
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

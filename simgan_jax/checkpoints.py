@@ -1,11 +1,13 @@
 """Checkpoints of a whole state, labelled with its completed steps; orbax's v1 interface in one place (io)."""
 
 import contextlib
+import gc
 import logging
 import os
 import pathlib
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -126,7 +128,8 @@ class Checkpoints:
                 return action()
             except Exception as error:
                 reason = _reason(error)
-        # Outside of the handler: orbax's exceptions hold coroutines that complain when they go.
+            # Orbax's exceptions hold coroutines that complain when they go: let them, while nobody listens.
+            gc.collect()
         raise CheckpointError(f"checkpoints {self._folder}: {fault} ({reason}): {remedy}")
 
 
@@ -151,11 +154,13 @@ def _describe(tree: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax from logging the trace of a failure that is reported in one line."""
+    """Keeps orbax from logging and warning of a failure that is reported in one line."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
     finally:
         logging.disable(level)
 

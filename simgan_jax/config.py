@@ -10,6 +10,7 @@ from typing import Any
 PSIS = ("identity", "gradients", "blur", "mean")
 LAWS = ("seed", "wide")
 REPRESENTATIONS = ("soft", "binary")
+BACKGROUNDS = ("quantile", "average")
 CLASSIFIERS = ("slots", "seed")
 ADVERSARIES = ("local", "global")
 
@@ -65,12 +66,14 @@ class TargetConfig:
 
     representation: str = "soft"
     threshold: int = 200
+    background: str = "quantile"
     background_quantile: float = 0.3
     line_level: float = 0.6
     background_images: int = 2000
 
     def __post_init__(self) -> None:
         _one_of("target.representation", self.representation, REPRESENTATIONS)
+        _one_of("target.background", self.background, BACKGROUNDS)
         _require(0 < self.threshold < 255, "target.threshold", self.threshold, "must lie between 0 and 255")
         _require(
             0 < self.background_quantile < 1,

@@ -80,7 +80,7 @@ PAPER = Config(
 # The notebook's numbers with its faults repaired (one value range, working history, linear logits): lambda 1e-4 over
 # the sum of a batch of 512 against a mean over 325 patches is 16.6 in the paper's units.
 SEED = Config(
-    target=TargetConfig(representation="binary"),
+    target=TargetConfig(representation="binary", background="average"),
     synthesizer=SynthesizerConfig(law="seed", fonts=("dejavu-bold",), sizes=(0.52,), strokes=(0,), codec=False),
     refiner=RefinerConfig(width=64, blocks=4),
     discriminator=DiscriminatorConfig(spectral_norm=False, leak=0.0, noise=0.0),

@@ -31,7 +31,7 @@ def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: Target
     """The scene of a stack of gray images uint8 `[N, H, W]`.
 
     Ink covers a pixel in few of the images, so a quantile of the stack on the side away from the ink is
-    the empty captcha. Bright or dark ink is told by the longer tail of the deviations from the median.
+    the empty captcha; or its average, as in the seed, which keeps a shadow of the ink. Bright or dark ink is told by the longer tail of the deviations from the median.
 
     Raises:
       ConfigError: the images do not differ, so that nothing in them can be told to be ink.
@@ -41,12 +41,20 @@ def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: Target
     if (high - low).max() < LEAST_CONTRAST:
         raise ConfigError(f"target: its {len(gray)} image(s) look alike: give more images, of different captchas")
     bright = (high - median).mean() >= (median - low).mean()
-    quantile = config.background_quantile if bright else 1.0 - config.background_quantile
-    background = np.quantile(stack, quantile, axis=0).astype(np.float32)
+    if config.background == "average":
+        background = average(stack)
+    else:
+        quantile = config.background_quantile if bright else 1.0 - config.background_quantile
+        background = np.quantile(stack, quantile, axis=0).astype(np.float32)
     level = float(np.quantile(stack, 0.995 if bright else 0.005))
     contrast = (level - background) / (level - np.median(background))
     mask = contrast < 1.0 - config.line_level
     return Scene(background, mask, level, None if table is None else np.asarray(table, np.float32))
+
+
+def average(gray: np.ndarray) -> np.ndarray:
+    """The mean image float32 `[H, W]` of a stack `[N, H, W]`."""
+    return gray.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def to_ink(gray: jax.Array, scene: Scene, *, config: TargetConfig) -> jax.Array:

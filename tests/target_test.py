@@ -84,3 +84,10 @@ def test_images_that_look_alike_are_refused():
         target.estimate_scene((100 + noise).astype(np.uint8), table=None, config=CONFIG)
     with pytest.raises(ConfigError, match="1 image.s. look alike"):
         target.estimate_scene(stack(bright=True)[0][:1], table=None, config=CONFIG)
+
+
+def test_average_background_by_hand():
+    gray = np.array([[[10, 200]], [[20, 100]], [[30, 0]]], np.uint8)
+    np.testing.assert_array_equal(target.average(gray), np.array([[20.0, 100.0]], np.float32))
+    scene = target.estimate_scene(gray, table=None, config=TargetConfig(background="average"))
+    np.testing.assert_array_equal(scene.background, target.average(gray))
