@@ -216,7 +216,7 @@ def synthesis_cases(config: Config) -> list[Case]:
     seed_cost = counts.synthesis(DRAWN, captcha, cell=seeded.atlas.shape[-1], codec=False)
     name = "simgan_jax, the notebook's law and rejection"
     facts = {"attempts": DRAWN, "accepted": kept}
-    cases.append(Case(name, lambda: attempt(keys, seeded.atlas), max(kept, 1), seed_cost, facts))
+    cases.append(Case(name, lambda: attempt(keys, seeded.atlas), max(kept, 1), seed_cost, facts, peer=False))
 
     from experiments import _peers_pillow
 

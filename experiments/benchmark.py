@@ -22,6 +22,7 @@ _SUITE = flags.DEFINE_enum("suite", None, SUITES, "What to time.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Times that each case is run after warming up.", lower_bound=1)
 _SIZES = flags.DEFINE_list("sizes", ["1000", "10000", "100000"], "Numbers of images of the suite `growth`.")
+_PARTS = flags.DEFINE_list("parts", list(_growth.PARTS), "Parts of the suite `growth`.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Folder of JSON files whose tables to print.")
 
 
@@ -41,7 +42,9 @@ def main() -> int:
     elif suite == "growth":
         if not all(size.isdecimal() and int(size) for size in _SIZES.value):
             raise config.ConfigError(f"--sizes={','.join(_SIZES.value)}: give whole numbers above 0")
-        rows = _growth.measure([int(size) for size in _SIZES.value], settings)
+        if unknown := set(_PARTS.value) - set(_growth.PARTS):
+            raise config.ConfigError(f"--parts={min(unknown)}: choose among {', '.join(_growth.PARTS)}")
+        rows = _growth.measure([int(size) for size in _SIZES.value], settings, parts=_PARTS.value)
         content = benchmark.content(suite, rows, settings={})
     else:
         if suite == "synthesis":

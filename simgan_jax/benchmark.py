@@ -26,7 +26,8 @@ MATMUL, COPY = "matmul", "copy"
 class Case:
     """One thing to time. call: does it once and returns what to wait for; items: images that a call handles.
 
-    cost: of one call by count, if known; facts: more for the row, such as what XLA itself counts.
+    cost: of one call by count, if known; facts: more for the row, such as what XLA itself counts; peer: whether ours
+    is compared with it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case:
     items: int
     cost: Cost | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    peer: bool = True
 
 
 class Times(NamedTuple):
@@ -77,8 +79,8 @@ def ceilings(*, size: int = 2048, megabytes: int = 256, dtype: Any = jnp.float32
 def run(suite: str, cases: Sequence[Case], *, repetitions: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Measures cases beside the machine's limits; the content of a benchmark file.
 
-    The first case is ours. Its `speed` against another is the median over the repetitions of the other's time an
-    image over ours; above 1 we are faster.
+    The first case is ours. Its speed against a peer is the median over the turns of the peer's time an image over
+    ours: above 1 we are faster.
     """
     limits = ceilings()
     everything = measure([*limits, *cases], repetitions=repetitions)
@@ -89,7 +91,7 @@ def run(suite: str, cases: Sequence[Case], *, repetitions: int, settings: Mappin
     ours = everything[len(limits)]
     for case, times in zip(cases, everything[len(limits) :], strict=True):
         row = _row(case, times, matmul_flops, copy_bytes)
-        if case is not cases[0]:
+        if case.peer and case is not cases[0]:
             scale = cases[0].items / case.items
             pairs = [peer / own * scale for peer, own in zip(times.seconds, ours.seconds, strict=True)]
             row["speed_of_ours"] = _quartiles(pairs)

@@ -30,8 +30,9 @@ class Scene:
 def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: TargetConfig) -> Scene:
     """The scene of a stack of gray images uint8 `[N, H, W]`.
 
-    Ink covers a pixel in few of the images, so a quantile of the stack on the side away from the ink is
-    the empty captcha; or its average, as in the seed, which keeps a shadow of the ink. Bright or dark ink is told by the longer tail of the deviations from the median.
+    Ink covers a pixel in few of the images, so a quantile of the stack on the side away from the ink is the empty
+    captcha; or its average, as in the seed, which keeps a shadow of the ink. Bright or dark ink is told by the longer
+    tail of the deviations from the median.
 
     Raises:
       ConfigError: the images do not differ, so that nothing in them can be told to be ink.

@@ -12,6 +12,7 @@ WRONG: dict[str, Any] = {
     "target": {
         "representation": ["hard"],
         "threshold": [0, 255],
+        "background": ["black"],
         "background": ["median"],
         "background_quantile": [0.0, 1.0],
         "line_level": [0.0, 1.1],
