@@ -148,8 +148,10 @@ def discriminator_update(
         state.discriminator, objective, "discriminator", config.refine, config.refine.discriminator_lr
     )
     _, spectral = discriminator.normalize(net.params, state.spectral, config=config.discriminator)
-    # The half of the fresh images that this update did not see, where there is a history.
-    new_history = history.add(state.history, add_key, refined[: refined.shape[0] // 2])
+    # The half of the fresh images that this update did not see, where there is a history. They depend, if by nothing,
+    # on those that were drawn: XLA then overwrites the history in place, where it would copy all of it in every step.
+    half = refined.shape[0] // 2
+    new_history = history.add(state.history, add_key, refined[:half] + 0.0 * mixed[:half])
     return dataclasses.replace(state, discriminator=net, spectral=spectral, history=new_history), metrics
 
 

@@ -13,7 +13,6 @@ WRONG: dict[str, Any] = {
         "representation": ["hard"],
         "threshold": [0, 255],
         "background": ["black"],
-        "background": ["median"],
         "background_quantile": [0.0, 1.0],
         "line_level": [0.0, 1.1],
         "background_images": [0],

@@ -1,6 +1,7 @@
 """Training that stays on its devices, and is the same on one of them or eight."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -82,6 +83,19 @@ def test_a_stage_compiles_once_gives_its_state_away_and_stays_on_the_device(name
     assert int(current.step) == 3
 
 
+def test_the_history_is_overwritten_in_place():
+    capacity = 100_000
+    config = dataclasses.replace(CONFIG, refine=dataclasses.replace(CONFIG.refine, history_size=capacity))
+    step = jax.jit(functools.partial(steps.simgan_step, config=config), donate_argnums=0)
+    start = jax.eval_shape(lambda: state.init(jax.random.key(0), config=config))
+    labelled = pool()
+    memory = step.lower(start, jax.random.key(1), (labelled, labelled.ink)).compile().memory_analysis()
+    stored = capacity * 8 * 8
+    assert memory.alias_size_in_bytes > stored
+    # A copy of the history would stand here; the ranks of its slots do.
+    assert memory.temp_size_in_bytes < stored / 2
+
+
 def trained(name: str, count: int) -> tuple[train.State, train.Metrics]:
     """A state and the last metrics after three steps on `count` devices."""
     with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
@@ -103,27 +117,25 @@ def trained(name: str, count: int) -> tuple[train.State, train.Metrics]:
 
 def one_and_eight(folder: str) -> None:
     """What the test below asks of a process with eight devices."""
-    for name in ("simgan", "classify"):
-        (one, one_metrics), (eight, eight_metrics) = trained(name, 1), trained(name, 8)
-        for lone, many in zip(
-            jax.tree.leaves((one, one_metrics)), jax.tree.leaves((eight, eight_metrics)), strict=True
-        ):
-            # Sums in another order; an image in the history may then round to the next level.
-            tolerance = 1 if lone.dtype == jnp.uint8 else 1e-5
-            lone, many = (np.asarray(leaf).astype(np.float64) for leaf in (lone, many))
-            np.testing.assert_allclose(lone, many, atol=tolerance, rtol=1e-4)
-        assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(eight))
-        if name == "simgan":
-            assert {shard.data.shape[0] for shard in eight.history.data.addressable_shards} == {32 // 8}
-            gan = eight
+    (one, one_metrics), (eight, eight_metrics) = trained("simgan", 1), trained("simgan", 8)
+    for lone, many in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        # Sums in another order. An image in the history may then round to the next level, and where a gradient
+        # is nearly zero Adam makes a whole step of its rounding: three steps of at most 4e-4 either way.
+        tolerance = 1 if lone.dtype == jnp.uint8 else 2.4e-3
+        lone, many = (np.asarray(leaf).astype(np.float64) for leaf in (lone, many))
+        np.testing.assert_allclose(lone, many, atol=tolerance, rtol=1e-4)
+    for metric, value in one_metrics.items():
+        np.testing.assert_allclose(value, eight_metrics[metric], atol=1e-3, rtol=1e-3, err_msg=metric)
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(eight))
+    assert {shard.data.shape[0] for shard in eight.history.data.addressable_shards} == {32 // 8}
     # Saved by eight devices, continued by two.
     with checkpoints.Checkpoints(pathlib.Path(folder)) as saved:
-        saved.save(3, gan)
+        saved.save(3, eight)
     with jax.set_mesh(devices.mesh(2)), checkpoints.Checkpoints(pathlib.Path(folder)) as saved:
         template = devices.place(state.init(jax.random.key(9), config=CONFIG))
         restored = saved.restore(template)
     assert {shard.data.shape[0] for shard in restored.history.data.addressable_shards} == {32 // 2}
-    for before, after in zip(jax.tree.leaves(gan), jax.tree.leaves(restored), strict=True):
+    for before, after in zip(jax.tree.leaves(eight), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
 
 

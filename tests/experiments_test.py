@@ -106,12 +106,6 @@ def test_predict_reads_as_the_run_did(small_run, run_script, tmp_path):
     assert rows[-1][:2] == ["seven", table.predictions[7]]
 
 
-def test_predict_needs_a_finished_run(run_script, tmp_path):
-    done = run_script("experiments.predict", f"--workdir={tmp_path}", f"--images={tmp_path}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1 and "config.json: missing" in done.stderr
-
-
 def test_stages_one_by_one_are_the_run(small_run, run_script, tmp_path):
     folder = tmp_path / "staged"
 
