@@ -91,6 +91,7 @@ def test_the_history_is_overwritten_in_place():
     labelled = pool()
     memory = step.lower(start, jax.random.key(1), (labelled, labelled.ink)).compile().memory_analysis()
     stored = capacity * 8 * 8
+    assert memory is not None
     assert memory.alias_size_in_bytes > stored
     # A copy of the history would stand here; the ranks of its slots do.
     assert memory.temp_size_in_bytes < stored / 2
