@@ -44,11 +44,14 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
         return ocp.training.Checkpointer(
-            str(self._folder),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
-            cleanup_tmp_directories=True,
+            str(self._folder), preservation_policy=ocp.training.preservation_policies.LatestN(KEPT)
         )
+
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.glob(UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +85,7 @@ class Checkpoints:
                 "make room and run again; earlier checkpoints are intact",
             )
         except CheckpointError:
-            for path in self._folder.glob(UNFINISHED):
-                shutil.rmtree(path, ignore_errors=True)
+            self._remove_unfinished()
             raise
 
     def restore(self, state: State, *, step: int | None = None) -> State:
