@@ -20,9 +20,10 @@ class CollapseError(RuntimeError):
 
 
 def messages(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Faults that the last rows show, none if all is well; rows are those of `steps.simgan_step`, oldest first.
+    """Faults that the last rows show, none if all is well; rows are those of one of the `steps`, oldest first.
 
-    A metric that is not finite is a fault at once; the others must hold in each of the last `WINDOW` rows.
+    A metric that is not finite is a fault at once. The others concern Algorithm 1 alone, since either network may do
+    as it likes while the other stands still, and must hold in each of the last `WINDOW` rows.
     """
     if not rows:
         return []
@@ -30,7 +31,7 @@ def messages(rows: Sequence[Mapping[str, float]]) -> list[str]:
         f"{name} is {value}: lower the learning rates" for name, value in rows[-1].items() if not math.isfinite(value)
     ]
     window = rows[-WINDOW:]
-    if found or len(window) < WINDOW:
+    if found or len(window) < WINDOW or "refiner_adversarial" not in window[-1]:
         return found
     if all(_is_beaten(row) for row in window):
         found.append(

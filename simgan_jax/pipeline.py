@@ -54,6 +54,7 @@ def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
         steps.refiner_pretrain_step,
         pool,
         total=settings.refiner_pretrain_steps,
+        watch=alarms.check,
     )
     return _adversarial_stage(
         run,
@@ -63,6 +64,7 @@ def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
         steps.discriminator_pretrain_step,
         pool,
         total=settings.discriminator_pretrain_steps,
+        watch=alarms.check,
     )
 
 

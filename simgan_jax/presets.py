@@ -70,6 +70,8 @@ PAPER = Config(
         optimizer="sgd",
         refiner_lr=1e-3,
         discriminator_lr=1e-3,
+        # Plain SGD at this rate diverges on sums over patches otherwise.
+        clip_norm=10.0,
         average_decay=0.0,
         history_size=25_600,
         checkpoint_every=500,

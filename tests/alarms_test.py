@@ -61,6 +61,16 @@ def test_what_is_not_finite_counts_at_once(value):
     assert message.startswith("refiner_grad_norm is ")
 
 
+def test_pretraining_may_end_in_what_would_be_a_collapse_later():
+    """A refiner that is the identity from the start, a discriminator that beats one that stands still."""
+    identity = {"refiner_reg": 0.0, "refiner_grad_norm": 0.0}
+    beaten = {"discriminator_loss": 1e-4, "accuracy_real": 1.0, "accuracy_refined": 1.0, "dead_logits": 0.0}
+    for row in (identity, beaten):
+        assert alarms.messages([row] * alarms.WINDOW) == []
+        broken = {name: float("nan") for name in row}
+        assert len(alarms.messages([row, broken])) == len(row)
+
+
 def test_several_faults_are_one_line():
     with pytest.raises(alarms.CollapseError) as caught:
         alarms.check(rows(dead_logits=1.0, refiner_reg=0.9))
