@@ -283,6 +283,28 @@ class AdaptConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RescoreConfig:
+    """Deciding between uncertain readings by drawing them; a residual counts in shares of a sure reading's."""
+
+    rounds: int = 5
+    sure: float = 0.99
+    texts: int = 6
+    least: float = 0.002
+    steps: int = 40
+    stretch: float = 1.5
+    sharpness: float = 25.0
+    shift: float = 0.06
+    turn: float = 8.0
+    unexplained: float = 1.5
+
+    def __post_init__(self) -> None:
+        _not_negative("rescore", self, "rounds", "shift", "turn")
+        _positive("rescore", self, "texts", "steps", "stretch", "sharpness", "unexplained")
+        _require(0 < self.sure <= 1, "rescore.sure", self.sure, "must lie in (0, 1]")
+        _require(0 < self.least < 1, "rescore.least", self.least, "must lie in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -296,3 +318,4 @@ class Config:
     classify: ClassifyConfig = ClassifyConfig()
     fit: FitConfig = FitConfig()
     adapt: AdaptConfig = AdaptConfig()
+    rescore: RescoreConfig = RescoreConfig()

@@ -90,6 +90,21 @@ def residual(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Arr
     return jnp.sum(jnp.square(drawn - ink.astype(jnp.float32) / 255.0) * known[None], axis=(1, 2))
 
 
+def pose_unit(captcha: CaptchaConfig, *, config: FitConfig) -> jax.Array:
+    """`[3]` what an update moves a pose by at first: y and x in pixels, and radians."""
+    return jnp.asarray([config.shift_lr * captcha.height] * 2 + [config.turn_lr])
+
+
+def move_poses(
+    poses: jax.Array, gradient: jax.Array, first: jax.Array, second: jax.Array, count: jax.Array, *, unit: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Update number `count` of Adam for poses `[B, L, 3]`, with a short memory; poses and both moments."""
+    first = 0.8 * first + 0.2 * gradient
+    second = 0.95 * second + 0.05 * jnp.square(gradient)
+    unbiased = first / (1.0 - 0.8**count), second / (1.0 - 0.95**count)
+    return poses - unit[None, None] * unbiased[0] / (jnp.sqrt(unbiased[1]) + 1e-4), first, second
+
+
 def fit_step(
     state: FitState, evidence: Evidence, *, captcha: CaptchaConfig, config: FitConfig
 ) -> tuple[FitState, jax.Array]:
@@ -108,7 +123,7 @@ def fit_step(
     ink, labels = rows(evidence.ink), rows(evidence.labels)
     poses, first, second = rows(state.poses), rows(state.first), rows(state.second)
     rate = 0.5 * (1.0 + jnp.cos(jnp.pi * state.step / (batches * max(config.passes, 1))))
-    unit = rate * jnp.asarray([config.shift_lr * captcha.height] * 2 + [config.turn_lr])
+    unit = rate * pose_unit(captcha, config=config)
     atlas, opt_state = state.atlas, state.opt_state
     loss = jnp.zeros(())
 
@@ -119,12 +134,8 @@ def fit_step(
         loss, (atlas_gradient, pose_gradient) = jax.value_and_grad(mean_residual, argnums=(0, 1))(atlas, poses)
         updates, opt_state = _optimizer(config).update(atlas_gradient, opt_state)
         atlas = jnp.clip(atlas + rate * config.atlas_lr * updates - config.sparsity, 0.0, 1.0)
-        gradient = pose_gradient * size
-        first = 0.8 * first + 0.2 * gradient
-        second = 0.95 * second + 0.05 * jnp.square(gradient)
         count = visit * config.inner + inner + 1.0
-        unbiased = first / (1.0 - 0.8**count), second / (1.0 - 0.95**count)
-        poses = poses - unit[None, None] * unbiased[0] / (jnp.sqrt(unbiased[1]) + 1e-4)
+        poses, first, second = move_poses(poses, pose_gradient * size, first, second, count, unit=unit)
 
     def put(x: jax.Array, value: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x, value, start, 0)

@@ -1,7 +1,7 @@
 """The main job: unlabelled captchas in, every one of them read (io).
 
 Stages in order, each resumable, none of which can see a label: target -> simulator -> classify -> pretrain, refine ->
-classify -> fit and classify again, in rounds -> adapt -> predict.
+classify -> fit and classify again, in rounds -> adapt -> predict -> rescore.
 """
 
 import functools
@@ -25,6 +25,7 @@ from simgan_jax import (
     reading,
     refiner,
     reporting,
+    rescore,
     stages,
     state,
     steps,
@@ -284,6 +285,20 @@ def train_arms(run: Run) -> Iterator[Arm]:
         yield Arm("adapted", adapted, read_arm(run, "adapted", adapted), [])
 
 
+def rescore_stage(run: Run, readings: reading.Readings) -> reading.Readings:
+    """The readings with those that were not sure decided by drawing them with the last fitted simulator."""
+    config = run.config
+    if not (config.fit.rounds and config.rescore.rounds):
+        return readings
+    if not run.workdir.done("rescore"):
+        begin = time.monotonic()
+        atlas = run.workdir.load(f"fit.{config.fit.rounds - 1}")["atlas"]
+        judge = rescore.Rescorer(atlas, run.target.scene.mask, config=config)
+        run.workdir.save("readings.rescored", **judge(run.keys["rescore"], run.target.ink, readings)._asdict())
+        run.workdir.finish("rescore", time.monotonic() - begin, images=len(run.target.ink))
+    return reading.Readings(**run.workdir.load("readings.rescored"))
+
+
 def choose_arm(arms: dict[str, reading.Readings]) -> str:
     """The arm that is believed to be the most accurate, without a label (`estimate.accuracy`)."""
     return max(arms, key=lambda arm: estimate.accuracy(arms[arm].probabilities).estimate)
@@ -294,7 +309,7 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     trained = {arm.name: arm for arm in train_arms(run)}
     arms = {name: arm.readings for name, arm in trained.items()}
     best = choose_arm(arms)
-    final = read_arm(run, "final", trained[best].params, shifts=SHIFTS)
+    final = rescore_stage(run, read_arm(run, "final", trained[best].params, shifts=SHIFTS))
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
     summary = finish.write_summary(run, identity, arms, best, final)

@@ -100,6 +100,18 @@ WRONG: dict[str, Any] = {
         "gain": [-0.1],
         "noise": [-0.1],
     },
+    "rescore": {
+        "rounds": [-1],
+        "sure": [0.0, 1.1],
+        "texts": [0],
+        "least": [0.0, 1.0],
+        "steps": [0],
+        "stretch": [0.0],
+        "sharpness": [0.0],
+        "shift": [-0.1],
+        "turn": [-0.1],
+        "unexplained": [0.0],
+    },
 }
 # Any value of the right type will do.
 FREE = {("synthesizer", "fonts"), ("synthesizer", "codec"), ("refiner", "residual"), ("discriminator", "spectral_norm")}

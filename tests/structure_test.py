@@ -54,6 +54,7 @@ IMPORTS = {
     "target": {"config", "images"},
     "synthesizer": {"config", "images", "layout", "target"},
     "fit": {"config", "layout", "synthesizer"},
+    "rescore": {"config", "fit", "reading"},
     "state": {"config", "refiner", "discriminator", "history"},
     "steps": {
         *(
@@ -86,7 +87,18 @@ IMPORTS = {
     },
     "finish": {"challenge", "estimate", "grids", "metrics", "reading", "reporting", "session", "workdir"},
     "pipeline": {
-        *("alarms", "challenge", "classifier", "classify", "config", "estimate", "finish", "grids", "reading"),
+        *(
+            "alarms",
+            "challenge",
+            "classifier",
+            "classify",
+            "config",
+            "estimate",
+            "finish",
+            "grids",
+            "reading",
+            "rescore",
+        ),
         *("refiner", "reporting", "session", "stages", "state", "steps"),
     },
     "predictor": {

@@ -1,0 +1,70 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simgan_jax import layout, reading, rescore, synthesizer
+from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
+
+CAPTCHA = CaptchaConfig(height=20, width=40, length=2, alphabet="abc")
+CONFIG = Config(captcha=CAPTCHA, rescore=RescoreConfig(rounds=3, steps=20))
+IMAGES, CELL = 24, 16
+
+
+def atlas():
+    """A cross, a ring and a wedge, `[1, 3, S, S]`."""
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
+    cross = (np.minimum(abs(y), abs(x)) < 1.5) & (np.maximum(abs(y), abs(x)) < 6)
+    ring = (np.hypot(y, x) < 6) & (np.hypot(y, x) > 3)
+    wedge = (x > -5) & (x < 5) & (y < x) & (y > -5)
+    return np.stack([cross, ring, wedge])[None].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def target():
+    """Ink, labels `[N, 2]` and poses of drawn captchas."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (IMAGES, 2)).astype(np.int32)
+    poses = np.zeros((IMAGES, 2, 3), np.float32)
+    poses[..., 0], poses[..., 1] = 10.0, np.asarray([10.0, 30.0]) + rng.uniform(-2, 2, (IMAGES, 2))
+    rotation = jnp.asarray(poses[..., 2])
+    matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
+    where = layout.Layout(jnp.asarray(labels), jnp.zeros_like(labels), jnp.asarray(poses[..., :2]), matrix, rotation)
+    coverage = synthesizer.render(jnp.asarray(atlas()), where, height=20, width=40)
+    return np.asarray(jnp.round(coverage * 255), np.uint8), labels, poses
+
+
+def test_proposals_are_the_likeliest_texts():
+    probabilities = np.asarray([[[0.7, 0.3, 0.0], [0.6, 0.0, 0.4]]], np.float32)
+    readings = reading.Readings(probabilities, np.zeros((1, 2, 3), np.float32))
+    found = rescore.propose(readings, config=RescoreConfig(texts=5))
+    np.testing.assert_array_equal(found.labels[0, :4], [[0, 0], [0, 2], [1, 0], [1, 2]])
+    np.testing.assert_allclose(np.exp(found.prior[0, :4]), [0.42, 0.28, 0.18, 0.12], rtol=1e-5)
+    assert found.prior[0, 4] == -np.inf
+
+
+def test_a_wrong_belief_is_mended_by_the_drawing(key, target):
+    ink, labels, poses = target
+    probabilities = np.full((IMAGES, 2, 3), 0.001, np.float32)
+    np.put_along_axis(probabilities, labels[..., None], 0.998, axis=-1)
+    # Every third reader's guess is wrong in its first character, and says so.
+    wrong = np.arange(0, IMAGES, 3)
+    probabilities[wrong, 0] = 0.01
+    probabilities[wrong, 0, labels[wrong, 0]] = 0.3
+    probabilities[wrong, 0, (labels[wrong, 0] + 1) % 3] = 0.69
+    before = reading.Readings(probabilities, poses + np.float32(0.4))
+    assert (probabilities.argmax(-1) == labels).all(-1).sum() == IMAGES - len(wrong)
+    judge = rescore.Rescorer(atlas(), np.zeros((20, 40), bool), config=CONFIG)
+    after = judge(key, ink, before)
+    np.testing.assert_array_equal(after.probabilities.argmax(-1), labels)
+    np.testing.assert_allclose(after.probabilities[wrong].sum(-1), 1.0, atol=1e-5)
+    sure = np.setdiff1d(np.arange(IMAGES), wrong)
+    np.testing.assert_array_equal(after.probabilities[sure], before.probabilities[sure])
+    assert abs(after.poses[wrong] - poses[wrong])[..., :2].mean() < 0.2
+
+
+def test_sure_readings_stay(key, target):
+    ink, labels, poses = target
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    readings = reading.Readings(probabilities, poses)
+    judge = rescore.Rescorer(atlas(), np.zeros((20, 40), bool), config=CONFIG)
+    assert judge(key, ink, readings) is readings
