@@ -284,7 +284,12 @@ class AdaptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RescoreConfig:
-    """Deciding between uncertain readings by drawing them; a residual counts in shares of a sure reading's."""
+    """Deciding between readings that are less than `sure` by drawing `texts` of them; no `rounds`, no deciding.
+
+    sharpness is the log probability that a text loses for each residual of a sure reading that its drawing leaves, and
+    `unexplained` of them have it drawn again. shift in units of the image height and turn in degrees move its starts;
+    stretch is the first step of a pose in units of `fit`'s.
+    """
 
     rounds: int = 5
     sure: float = 0.99

@@ -35,6 +35,7 @@ from simgan_jax.session import Run, train_stage
 
 # Readings of an image and its four neighbours by one pixel are averaged for the final answers.
 SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+BEFORE_FIT = ("synthetic", "refined")
 
 
 def simulated_pool(run: Run) -> classify.Pool:
@@ -257,7 +258,7 @@ class Arm(NamedTuple):
 def arm_names(config: Config) -> tuple[str, ...]:
     """The arms of a run in the order of training."""
     rounds = tuple(f"fitted{number}" for number in range(config.fit.rounds))
-    return "synthetic", "refined", *rounds, *(("adapted",) if config.adapt.steps else ())
+    return *BEFORE_FIT, *rounds, *(("adapted",) if config.adapt.steps else ())
 
 
 def train_arms(run: Run) -> Iterator[Arm]:
@@ -285,16 +286,21 @@ def train_arms(run: Run) -> Iterator[Arm]:
         yield Arm("adapted", adapted, read_arm(run, "adapted", adapted), [])
 
 
-def rescore_stage(run: Run, readings: reading.Readings) -> reading.Readings:
-    """The readings with those that were not sure decided by drawing them with the last fitted simulator."""
-    config = run.config
-    if not (config.fit.rounds and config.rescore.rounds):
+def rescore_stage(run: Run, best: str, readings: reading.Readings) -> reading.Readings:
+    """The readings of the best arm, those that were not sure decided by drawing them with the last fitted glyphs.
+
+    Where an arm from before the fit is the best, the fit has failed, and its glyphs decide nothing.
+    """
+    if best in BEFORE_FIT or not run.config.rescore.rounds:
         return readings
     if not run.workdir.done("rescore"):
         begin = time.monotonic()
-        atlas = run.workdir.load(f"fit.{config.fit.rounds - 1}")["atlas"]
-        judge = rescore.Rescorer(atlas, run.target.scene.mask, config=config)
-        run.workdir.save("readings.rescored", **judge(run.keys["rescore"], run.target.ink, readings)._asdict())
+        noise = rescore.make_noise(run.keys["rescore"], run.config.captcha, config=run.config.rescore)
+        atlas = run.workdir.load(f"fit.{run.config.fit.rounds - 1}")["atlas"]
+        judge = rescore.Rescorer(atlas, run.target.scene.mask, noise, config=run.config)
+        usual = judge.usual_residual(run.target.ink, readings)
+        run.workdir.save("readings.rescored", **judge(run.target.ink, readings, usual=usual)._asdict())
+        run.workdir.save("rescore", atlas=atlas, noise=noise, usual=np.asarray(usual))
         run.workdir.finish("rescore", time.monotonic() - begin, images=len(run.target.ink))
     return reading.Readings(**run.workdir.load("readings.rescored"))
 
@@ -309,7 +315,7 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     trained = {arm.name: arm for arm in train_arms(run)}
     arms = {name: arm.readings for name, arm in trained.items()}
     best = choose_arm(arms)
-    final = rescore_stage(run, read_arm(run, "final", trained[best].params, shifts=SHIFTS))
+    final = rescore_stage(run, best, read_arm(run, "final", trained[best].params, shifts=SHIFTS))
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
     summary = finish.write_summary(run, identity, arms, best, final)

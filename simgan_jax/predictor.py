@@ -1,4 +1,4 @@
-"""Reads new images with the best arm of a finished run (io)."""
+"""Reads new images as a finished run read its own (io)."""
 
 import os
 import pathlib
@@ -9,19 +9,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import challenge, checkpoints, classifier, classify, pipeline, reading, session, stages, target, workdir
+from simgan_jax import (
+    challenge,
+    checkpoints,
+    classifier,
+    classify,
+    pipeline,
+    reading,
+    rescore,
+    session,
+    stages,
+    target,
+    workdir,
+)
 from simgan_jax.config import Config
 
 BATCH = 500
 
 
 class Predictor(NamedTuple):
-    """A trained reader and the scene of the captchas that it was trained for."""
+    """A trained reader and the scene of the captchas that it was trained for.
+
+    judge: decides unsure readings, where the run did so; usual: its measure of residuals.
+    """
 
     config: Config
     scene: target.Scene
     params: classifier.Params
     reader: reading.Reader
+    judge: rescore.Rescorer | None = None
+    usual: float = 0.0
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
@@ -41,7 +58,12 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     params = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
     with checkpoints.Checkpoints(session.checkpoint_folder(folder, stage)) as saved:
         state = saved.restore(classify.start_state(params, config=settings))
-    return Predictor(config, scene, state.average, reading.Reader(config.captcha, config=config.classifier))
+    reader = reading.Reader(config.captcha, config=config.classifier)
+    if not (folder / "rescore.npz").exists():
+        return Predictor(config, scene, state.average, reader)
+    found = workdir.load_arrays(folder / "rescore.npz")
+    judge = rescore.Rescorer(found["atlas"], scene.mask, found["noise"], config=config)
+    return Predictor(config, scene, state.average, reader, judge, float(found["usual"]))
 
 
 def predict(
@@ -55,6 +77,9 @@ def predict(
     captcha = predictor.config.captcha
     for records in challenge.iterate(paths, BATCH, height=captcha.height, width=captcha.width):
         gray = np.pad(records.gray, ((0, BATCH - len(records.gray)), (0, 0), (0, 0)))
-        ink = target.to_ink(jnp.asarray(gray), predictor.scene, config=predictor.config.target)
-        readings = predictor.reader(predictor.params, np.asarray(ink)[: len(records.gray)], shifts=pipeline.SHIFTS)
+        padded = target.to_ink(jnp.asarray(gray), predictor.scene, config=predictor.config.target)
+        ink = np.asarray(padded)[: len(records.gray)]
+        readings = predictor.reader(predictor.params, ink, shifts=pipeline.SHIFTS)
+        if predictor.judge is not None:
+            readings = predictor.judge(ink, readings, usual=predictor.usual)
         yield records.names, *reading.answers(readings.probabilities, captcha)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simgan_jax import fit, reading
-from simgan_jax.config import Config, RescoreConfig
+from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
 
 BATCH = 500
 # Characters of each slot that texts are made of.
@@ -40,19 +40,32 @@ def propose(readings: reading.Readings, *, config: RescoreConfig) -> Hypotheses:
     """The likeliest `config.texts` texts of each reading, made of characters at least `config.least` likely."""
     likely = np.argsort(-readings.probabilities, axis=-1, kind="stable")[..., :CHOICES]
     chance = np.take_along_axis(readings.probabilities, likely, axis=-1)
-    length, choices = likely.shape[1:]
-    ways = np.indices((choices,) * length).reshape(length, -1)
-    slots = np.arange(length)[:, None]
+    number, length, choices = likely.shape
     # The likeliest character of a slot is one of its choices however unsure it is.
     allowed = (chance >= config.least) | (np.arange(choices) == 0)
     log = np.where(allowed, np.log(np.maximum(chance, 1e-9)), -np.inf)
-    prior = log[:, slots, ways].sum(axis=1)
-    best = np.argsort(-prior, axis=1, kind="stable")[:, : config.texts]
-    labels = np.swapaxes(likely[:, slots, ways], 1, 2)[np.arange(len(prior))[:, None], best]
-    poses = np.repeat(readings.poses[:, None], best.shape[1], axis=1)
-    return Hypotheses(
-        labels.astype(np.int32), np.take_along_axis(prior, best, axis=1), poses, np.full(best.shape, np.inf)
-    )
+    row = np.arange(number)[:, None]
+    labels, prior = np.empty((number, 1, 0), np.int32), np.zeros((number, 1))
+    for slot in range(length):
+        # The likeliest texts begin with the likeliest beginnings.
+        longer = (prior[:, :, None] + log[:, slot, None, :]).reshape(number, -1)
+        best = np.argsort(-longer, axis=1, kind="stable")[:, : config.texts]
+        beginning, choice = np.divmod(best, choices)
+        prior = longer[row, best]
+        labels = np.concatenate([labels[row, beginning], likely[row, slot, choice][..., None]], axis=-1)
+    poses = np.repeat(readings.poses[:, None], prior.shape[1], axis=1)
+    return Hypotheses(labels.astype(np.int32), prior, poses, np.full(prior.shape, np.inf))
+
+
+def make_noise(key: jax.Array, captcha: CaptchaConfig, *, config: RescoreConfig) -> np.ndarray:
+    """Float32 `[rounds, T, L, 3]` by which the starts of each round are moved; the first two rounds stand still.
+
+    All images have the same, so that what is decided of one does not depend on the others. The key is consumed.
+    """
+    unit = np.asarray([config.shift * captcha.height] * 2 + [np.deg2rad(config.turn)])
+    noise = np.asarray(jax.random.normal(key, (config.rounds, config.texts, captcha.length, 3))) * unit
+    noise[:2] = 0.0
+    return noise.astype(np.float32)
 
 
 def settle(
@@ -86,50 +99,48 @@ def settle(
 
 
 class Rescorer:
-    """A compiled judge of uncertain readings for one fitted simulator; memory stays one batch.
+    """A compiled judge of uncertain readings for one fitted simulator; on the device there is one batch at a time.
 
     Args:
       atlas: `[K, V, S, S]` fitted glyphs, whose styles are averaged; mask: bool `[H, W]` pixels that show no ink.
+      noise: `[rounds, T, L, 3]` from `make_noise`.
     """
 
-    def __init__(self, atlas: np.ndarray, mask: np.ndarray, *, config: Config) -> None:
+    def __init__(self, atlas: np.ndarray, mask: np.ndarray, noise: np.ndarray, *, config: Config) -> None:
         self._glyphs = Glyphs(jnp.asarray(atlas).mean(axis=0, keepdims=True), jnp.asarray(~mask, jnp.float32))
-        self._captcha, self._config = config.captcha, config.rescore
+        self._noise, self._config = noise, config.rescore
         unit = config.rescore.stretch * fit.pose_unit(config.captcha, config=config.fit)
         self._settle = jax.jit(functools.partial(settle, unit=unit, steps=config.rescore.steps))
 
-    def __call__(self, key: jax.Array, ink: np.ndarray, readings: reading.Readings) -> reading.Readings:
+    def usual_residual(self, ink: np.ndarray, readings: reading.Readings) -> float:
+        """What a drawing leaves of the captchas `[N, H, W]` that are read most surely, the median."""
+        rows = np.argsort(-_certainty(readings), kind="stable")[:BATCH]
+        labels = readings.probabilities[rows].argmax(axis=-1).astype(np.int32)
+        _, residual = self._settled(ink, rows, labels, readings.poses[rows])
+        # Drawings that leave nothing at all would make any difference infinite.
+        return max(float(np.median(residual)), 1e-3)
+
+    def __call__(self, ink: np.ndarray, readings: reading.Readings, *, usual: float) -> reading.Readings:
         """Readings of ink uint8 `[N, H, W]` in which those that were not sure are weighed by their drawings.
 
-        The key is consumed.
+        Args:
+          usual: from `usual_residual`; the measure of all residuals.
         """
-        config = self._config
-        certainty = readings.probabilities.max(axis=-1).prod(axis=-1)
-        order = np.argsort(-certainty, kind="stable")
-        unsure = np.sort(order[certainty[order] < config.sure])
+        unsure = np.flatnonzero(_certainty(readings) < self._config.sure)
         if not len(unsure):
             return readings
-        seen, believed = ink[unsure], reading.Readings(*(part[unsure] for part in readings))
-        usual = self._usual_residual(ink, readings, order[:BATCH])
-        found = propose(believed, config=config)
+        believed = reading.Readings(*(part[unsure] for part in readings))
+        found = propose(believed, config=self._config)
         rows = np.arange(len(unsure))
-        for number in range(config.rounds):
-            starts = self._starts(jax.random.fold_in(key, number), found, believed, rows, usual, number)
-            found = self._draw(seen, found, rows, starts)
+        for number, noise in enumerate(self._noise):
+            starts = self._starts(found, believed, rows, usual, number) + noise[None, : found.prior.shape[1]]
+            found = self._draw(ink, unsure, found, rows, starts)
             rows = self._open(found, usual)
         return decide(readings, unsure, found, self._score(found, usual))
 
-    def _usual_residual(self, ink: np.ndarray, readings: reading.Readings, rows: np.ndarray) -> float:
-        """What is left of captchas that are read surely, the median; the measure of all residuals."""
-        labels = readings.probabilities[rows].argmax(axis=-1)
-        _, residual = self._settled(ink[rows], labels.astype(np.int32), readings.poses[rows])
-        return float(np.median(residual))
-
     def _score(self, found: Hypotheses, usual: float) -> np.ndarray:
         """Log posterior `[N, T]` of each text, up to a constant."""
-        return np.where(
-            np.isfinite(found.prior), found.prior - self._config.sharpness * found.residual / usual, -np.inf
-        )
+        return found.prior - self._config.sharpness * found.residual / usual
 
     def _open(self, found: Hypotheses, usual: float) -> np.ndarray:
         """Images whose best text is not yet sure, or leaves more than a captcha usually does."""
@@ -139,43 +150,37 @@ class Rescorer:
         return np.flatnonzero((chance.max(axis=1) < self._config.sure) | (left > self._config.unexplained * usual))
 
     def _starts(
-        self, key: jax.Array, found: Hypotheses, believed: reading.Readings, rows: np.ndarray, usual: float, number: int
+        self, found: Hypotheses, believed: reading.Readings, rows: np.ndarray, usual: float, number: int
     ) -> np.ndarray:
-        """Poses `[M, T, L, 3]` to settle from: the reader's, the best text's, then either with some noise in turn."""
-        poses = found.poses[rows]
-        if number == 0:
-            return poses
-        best = self._score(found, usual)[rows].argmax(axis=1)
-        origin = poses[np.arange(len(rows)), best] if number % 2 else believed.poses[rows]
-        if number == 1:
-            return np.broadcast_to(origin[:, None], poses.shape)
-        config = self._config
-        unit = np.asarray([config.shift * self._captcha.height] * 2 + [np.deg2rad(config.turn)])
-        return (origin[:, None] + np.asarray(jax.random.normal(key, poses.shape)) * unit).astype(np.float32)
+        """Poses `[M, T, L, 3]` to settle from in a round: the reader's and those of the best text, in turn."""
+        poses = believed.poses[rows]
+        if number % 2:
+            poses = found.poses[rows, self._score(found, usual)[rows].argmax(axis=1)]
+        return np.repeat(poses[:, None], found.prior.shape[1], axis=1)
 
-    def _draw(self, ink: np.ndarray, found: Hypotheses, rows: np.ndarray, starts: np.ndarray) -> Hypotheses:
+    def _draw(
+        self, ink: np.ndarray, unsure: np.ndarray, found: Hypotheses, rows: np.ndarray, starts: np.ndarray
+    ) -> Hypotheses:
         """What was found, with each text of the images `rows` settled from `starts` where that is nearer."""
-        image, text = np.nonzero(np.isfinite(found.prior[rows]))
-        poses, residual = self._settled(ink[rows[image]], found.labels[rows[image], text], starts[image, text])
-        out = Hypotheses(found.labels, found.prior, found.poses.copy(), found.residual.copy())
-        better = residual < out.residual[rows[image], text]
-        where = rows[image][better], text[better]
-        out.poses[where], out.residual[where] = poses[better], residual[better]
-        return out
+        which, text = np.nonzero(np.isfinite(found.prior[rows]))
+        image = rows[which]
+        poses, residual = self._settled(ink, unsure[image], found.labels[image, text], starts[which, text])
+        nearest, least = found.poses.copy(), found.residual.copy()
+        better = residual < least[image, text]
+        where = image[better], text[better]
+        nearest[where], least[where] = poses[better], residual[better]
+        return found._replace(poses=nearest, residual=least)
 
-    def _settled(self, ink: np.ndarray, labels: np.ndarray, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _settled(
+        self, ink: np.ndarray, rows: np.ndarray, labels: np.ndarray, poses: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         nearest, residual = np.empty(poses.shape, np.float32), np.empty(len(poses), np.float32)
         for start in range(0, len(poses), BATCH):
-            rows = np.arange(start, min(start + BATCH, len(poses)))
-            padded = np.resize(rows, BATCH)
-            parts = self._settle(self._glyphs, poses[padded], ink[padded], labels[padded])
-            nearest[rows], residual[rows] = (np.asarray(part)[: len(rows)] for part in parts)
+            part = np.arange(start, min(start + BATCH, len(poses)))
+            padded = np.resize(part, BATCH)
+            settled = self._settle(self._glyphs, poses[padded], ink[rows[padded]], labels[padded])
+            nearest[part], residual[part] = (np.asarray(x)[: len(part)] for x in settled)
         return nearest, residual
-
-
-def _softmax(score: np.ndarray) -> np.ndarray:
-    chance = np.exp(score - score.max(axis=1, keepdims=True))
-    return chance / chance.sum(axis=1, keepdims=True)
 
 
 def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, score: np.ndarray) -> reading.Readings:
@@ -186,6 +191,14 @@ def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, sc
     for text in range(chance.shape[1]):
         for slot in range(found.labels.shape[2]):
             probabilities[unsure, slot, found.labels[:, text, slot]] += chance[:, text]
-    best = chance.argmax(axis=1)
-    poses[unsure] = found.poses[np.arange(len(unsure)), best]
+    poses[unsure] = found.poses[np.arange(len(unsure)), chance.argmax(axis=1)]
     return reading.Readings(probabilities, poses)
+
+
+def _certainty(readings: reading.Readings) -> np.ndarray:
+    return readings.probabilities.max(axis=-1).prod(axis=-1)
+
+
+def _softmax(score: np.ndarray) -> np.ndarray:
+    chance = np.exp(score - score.max(axis=1, keepdims=True))
+    return chance / chance.sum(axis=1, keepdims=True)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 # Before JAX is imported, and in the environment, so that child processes are held to the same rules.
 # JAX_PLATFORMS=cuda in the caller's environment runs the suite on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The suite compiles far more than it computes.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.update(
     JAX_NUMPY_RANK_PROMOTION="raise",
     JAX_DEBUG_KEY_REUSE="1",

@@ -1,3 +1,6 @@
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,19 +45,40 @@ def test_proposals_are_the_likeliest_texts():
     assert found.prior[0, 4] == -np.inf
 
 
-def test_a_wrong_belief_is_mended_by_the_drawing(key, target):
-    ink, labels, poses = target
+def test_proposals_are_those_of_all_texts():
+    """Against the product over every text, where a text may be of more characters than are looked at one by one."""
+    probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.5), (20, 5)).astype(np.float32)
+    readings = reading.Readings(probabilities, np.zeros((20, 5, 3), np.float32))
+    found = rescore.propose(readings, config=RescoreConfig(texts=7, least=1e-6))
+    texts = np.asarray(list(itertools.product(range(4), repeat=5)))
+    each = np.log(np.maximum(probabilities, 1e-9))[:, np.arange(5), texts].sum(-1)
+    np.testing.assert_allclose(found.prior, -np.sort(-each, axis=1)[:, :7], rtol=1e-5)
+    own = np.log(np.take_along_axis(probabilities[:, None], found.labels[..., None], -1)[..., 0]).sum(-1)
+    np.testing.assert_allclose(own, found.prior, rtol=1e-4)
+
+
+def believed(labels, poses):
+    """Readings whose every third first character is wrong, and says so; and those rows."""
     probabilities = np.full((IMAGES, 2, 3), 0.001, np.float32)
     np.put_along_axis(probabilities, labels[..., None], 0.998, axis=-1)
-    # Every third reader's guess is wrong in its first character, and says so.
     wrong = np.arange(0, IMAGES, 3)
     probabilities[wrong, 0] = 0.01
     probabilities[wrong, 0, labels[wrong, 0]] = 0.3
     probabilities[wrong, 0, (labels[wrong, 0] + 1) % 3] = 0.69
-    before = reading.Readings(probabilities, poses + np.float32(0.4))
-    assert (probabilities.argmax(-1) == labels).all(-1).sum() == IMAGES - len(wrong)
-    judge = rescore.Rescorer(atlas(), np.zeros((20, 40), bool), config=CONFIG)
-    after = judge(key, ink, before)
+    return reading.Readings(probabilities, poses + np.float32(0.4)), wrong
+
+
+@pytest.fixture(scope="module")
+def judge():
+    noise = rescore.make_noise(jax.random.key(1), CAPTCHA, config=CONFIG.rescore)
+    return rescore.Rescorer(atlas(), np.zeros((20, 40), bool), noise, config=CONFIG)
+
+
+def test_a_wrong_belief_is_mended_by_the_drawing(judge, target):
+    ink, labels, poses = target
+    before, wrong = believed(labels, poses)
+    assert (before.probabilities.argmax(-1) == labels).all(-1).sum() == IMAGES - len(wrong)
+    after = judge(ink, before, usual=judge.usual_residual(ink, before))
     np.testing.assert_array_equal(after.probabilities.argmax(-1), labels)
     np.testing.assert_allclose(after.probabilities[wrong].sum(-1), 1.0, atol=1e-5)
     sure = np.setdiff1d(np.arange(IMAGES), wrong)
@@ -62,9 +86,29 @@ def test_a_wrong_belief_is_mended_by_the_drawing(key, target):
     assert abs(after.poses[wrong] - poses[wrong])[..., :2].mean() < 0.2
 
 
-def test_sure_readings_stay(key, target):
+def test_an_image_alone_is_decided_as_among_others(judge, target):
     ink, labels, poses = target
-    probabilities = np.eye(3, dtype=np.float32)[labels]
-    readings = reading.Readings(probabilities, poses)
-    judge = rescore.Rescorer(atlas(), np.zeros((20, 40), bool), config=CONFIG)
-    assert judge(key, ink, readings) is readings
+    before, wrong = believed(labels, poses)
+    usual = judge.usual_residual(ink, before)
+    after = judge(ink, before, usual=usual)
+    one = wrong[3:4]
+    alone = judge(ink[one], reading.Readings(*(part[one] for part in before)), usual=usual)
+    np.testing.assert_allclose(alone.probabilities, after.probabilities[one], atol=1e-5)
+    np.testing.assert_allclose(alone.poses, after.poses[one], atol=1e-3)
+
+
+def test_a_drawing_that_tells_nothing_leaves_the_belief(target):
+    """Where no pixel is known, all texts are drawn equally well."""
+    ink, labels, poses = target
+    before, wrong = believed(labels, poses)
+    noise = rescore.make_noise(jax.random.key(1), CAPTCHA, config=CONFIG.rescore)
+    blind = rescore.Rescorer(atlas(), np.ones((20, 40), bool), noise, config=CONFIG)
+    after = blind(ink, before, usual=blind.usual_residual(ink, before))
+    np.testing.assert_array_equal(after.probabilities.argmax(-1), before.probabilities.argmax(-1))
+    np.testing.assert_allclose(after.probabilities[wrong], before.probabilities[wrong], atol=0.02)
+
+
+def test_sure_readings_stay(judge, target):
+    ink, labels, poses = target
+    readings = reading.Readings(np.eye(3, dtype=np.float32)[labels], poses)
+    assert judge(ink, readings, usual=1.0) is readings
