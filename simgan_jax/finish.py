@@ -35,6 +35,7 @@ def write_summary(
         "images": len(run.target.names),
         "best": best,
         **believed._asdict(),
+        "confidence": float(reading.answers(readings.probabilities, run.config.captcha)[1].mean()),
         "seconds": round(sum(row["seconds"] for row in stages), 1),
         "stages": stages,
         "arms": {
@@ -48,7 +49,6 @@ def write_summary(
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
-    summary["arms"][best] |= believed._asdict()
     workdir.write_json(run.workdir.path / SUMMARY_FILE, summary)
     return summary
 

@@ -59,8 +59,9 @@ class Report:
 
     summary: as in summary.json. It may hold `target`, `preset`, `seed`; `images`, how many were read; `seconds` in
       all; `stages`, a list of `{"stage", "seconds", ...}`; `arms`, by name `{"images", "confidence", "estimate",
-      "estimate_low", "estimate_high", ...}`, shares in [0, 1]; `best`, the arm whose answers count; `alarms`, texts;
-      `versions`, by package. Further numbers and texts are listed as they are.
+      "estimate_low", "estimate_high", ...}`, shares in [0, 1]; `best`, the arm that the answers come from, and
+      `confidence`, `estimate` ... of these; `alarms`, texts; `versions`, by package.
+      Further numbers and texts are listed as they are.
     config: nested mappings, as `dataclasses.asdict` gives them.
     metrics: rows of metrics.jsonl. A stage called `classify/refined` is the arm `refined` of `classify`, and shares
       its charts with the other arms; metrics that differ in an ending such as `_real` or `_refined` share one chart.
@@ -146,14 +147,15 @@ def _facts(report: Report) -> Iterator[tuple[str, str, str]]:
     count = summary.get("images", len(report.readings.names) if report.readings else None)
     if count is not None:
         yield "captchas read", number(count), ""
-    best = summary.get("arms", {}).get(summary.get("best"), {})
-    if "estimate" in best:
+    # The answers may say more than the arm that they come from: it has read each image once.
+    answers = {**summary.get("arms", {}).get(summary.get("best"), {}), **summary}
+    if "estimate" in answers:
         interval = ""
-        if "estimate_low" in best and "estimate_high" in best:
-            interval = f"{percent(best['estimate_low'])} to {percent(best['estimate_high'])}"
-        yield "believed right", percent(best["estimate"]), f"without labels; {interval}".rstrip("; ")
-    if "confidence" in best:
-        yield "mean confidence", percent(best["confidence"]), f"arm {summary['best']}"
+        if "estimate_low" in answers and "estimate_high" in answers:
+            interval = f"{percent(answers['estimate_low'])} to {percent(answers['estimate_high'])}"
+        yield "believed right", percent(answers["estimate"]), f"without labels; {interval}".rstrip("; ")
+    if "confidence" in answers:
+        yield "mean confidence", percent(answers["confidence"]), f"arm {summary['best']}" if "best" in summary else ""
     elif report.readings is not None and len(report.readings.confidences):
         yield "mean confidence", percent(float(np.mean(report.readings.confidences))), ""
     if "seconds" in summary:
@@ -161,7 +163,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str, str]]:
     for name in ("preset", "seed", "target"):
         if name in summary:
             yield name, str(summary[name]), ""
-    known = {"images", "seconds", "preset", "seed", "target", "best", "estimate", "estimate_low", "estimate_high"}
+    known = {"images", "seconds", "preset", "seed", "target", "best", "confidence"}
+    known |= {"estimate", "estimate_low", "estimate_high"}
     for name, value in summary.items():
         if name not in known and isinstance(value, str | int | float):
             yield name.replace("_", " "), number(value), ""

@@ -92,6 +92,16 @@ def test_evaluate_scores_the_run(small_run, run_script, config, tmp_path):
     assert (result["n"], result["exact"]) == (60, pytest.approx(verdict["correct"] / 60))
 
 
+def test_summary_tells_arms_and_answers_apart(small_run):
+    """Each arm's confidence is that of its own file, the summary's that of the answers."""
+    summary = json.loads((small_run.workdir / "summary.json").read_text())
+    confidences = {arm: row["confidence"] for arm, row in summary["arms"].items()}
+    tables = {arm: challenge.read_predictions(small_run.workdir / f"predictions.{arm}.csv") for arm in ARMS}
+    assert confidences == pytest.approx({arm: np.mean(table.confidences) for arm, table in tables.items()}, abs=1e-5)
+    answers = challenge.read_predictions(small_run.workdir / "predictions.csv")
+    assert summary["confidence"] == pytest.approx(np.mean(answers.confidences), abs=1e-5)
+
+
 def test_predict_reads_as_the_run_did(small_run, run_script, tmp_path):
     records = challenge.read(small_run.challenges)
     Image.fromarray(records.gray[7]).save(tmp_path / "seven.png")
