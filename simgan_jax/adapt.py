@@ -1,23 +1,42 @@
 """Self-training of a classifier on the unlabelled target, beside labelled simulated captchas.
 
-The averaged network reads each target image as it stands; the trained one must read the same in a strongly
-augmented copy (FixMatch, Sohn et al. 2020; mean teacher, Tarvainen and Valpola 2017). Characters are used one by
-one where the teacher is sure, and its class marginal is aligned to uniform first (AdaMatch, Berthelot et al.
-2021), which keeps look-alikes from collapsing into one another.
+What is believed of each target image, it must read in a strongly augmented copy (pseudo-labels, Lee 2013; strong
+augmentation, FixMatch, Sohn et al. 2020). Characters are used one by one where the belief is sure, and its class
+marginal is aligned to uniform first (AdaMatch, Berthelot et al. 2021), which keeps look-alikes from collapsing into one
+another. The belief stands still while the network learns, so that it cannot follow its own drift.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from simgan_jax import classifier, classify, devices, images
+from simgan_jax import backend, classifier, classify, devices, images
 from simgan_jax.config import AdaptConfig, CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 
-def align(probabilities: jax.Array, marginal: jax.Array) -> jax.Array:
-    """Probabilities `[B, L, V]` divided by the teacher's marginal `[V]` over uniform, and normalised."""
-    ratio = 1.0 / (marginal * marginal.shape[-1] + 1e-6)
-    aligned = probabilities * ratio[None, None, :]
+class Believed(NamedTuple):
+    """The target and what is believed of it. ink: uint8 `[N, H, W]`; labels: int32 `[N, L]`; use: float32 `[N, L]`, 1
+    where a character is sure enough to learn from."""
+
+    ink: jax.Array
+    labels: jax.Array
+    use: jax.Array
+
+
+def align(probabilities: jax.Array) -> jax.Array:
+    """Probabilities `[N, L, V]` divided by their mean over images and slots in units of uniform, and normalised."""
+    marginal = probabilities.mean(axis=(0, 1), keepdims=True)
+    aligned = probabilities / (marginal * probabilities.shape[-1] + 1e-6)
     return aligned / aligned.sum(axis=-1, keepdims=True)
+
+
+def believe(ink: jax.Array, probabilities: jax.Array, *, config: AdaptConfig) -> Believed:
+    """What readings `[N, L, V]` of ink `[N, H, W]` say, and which characters more surely than `config.threshold`."""
+    belief = align(probabilities)
+    use = belief.max(axis=-1) > config.threshold
+    return Believed(ink, belief.argmax(axis=-1).astype(jnp.int32), use.astype(jnp.float32))
 
 
 def augment(key: jax.Array, ink: jax.Array, *, config: AdaptConfig) -> jax.Array:
@@ -42,42 +61,53 @@ def augment(key: jax.Array, ink: jax.Array, *, config: AdaptConfig) -> jax.Array
     return jnp.clip(x, 0.0, 1.0)[..., None] * 2.0 - 1.0
 
 
+def augmented_copies(key: jax.Array, ink: np.ndarray, copies: int, *, config: AdaptConfig) -> np.ndarray:
+    """Uint8 ink `[copies N, H, W]`: images `[N, H, W]` as they stand, then each augmented anew. Consumes the key."""
+    change = jax.jit(lambda key, ink: images.to_uint8(augment(key, ink, config=config)))
+    changed = [np.asarray(change(jax.random.fold_in(key, copy), jnp.asarray(ink))) for copy in range(1, copies)]
+    return np.concatenate([ink, *changed])
+
+
 def adapt_step(
     state: classify.ClassifierState,
     key: jax.Array,
     pool: classify.Pool,
-    target: jax.Array,
-    marginal: jax.Array,
+    believed: Believed,
     captcha: CaptchaConfig,
     *,
     classifier_config: ClassifierConfig,
     classify_config: ClassifyConfig,
     config: AdaptConfig,
 ) -> tuple[classify.ClassifierState, classify.Metrics]:
-    """One update on a labelled batch of the pool and an unlabelled one of the target uint8 `[N, H, W]`.
-
-    `marginal` `[V]` is the teacher's mean probability of each character over the target. The key is consumed.
-    """
+    """One update on a labelled batch of the pool and one of the target with its believed labels. Consumes the key."""
     source_key, real_key, source_drop_key, real_drop_key, augment_key = jax.random.split(key, 5)
     batch = classify.draw_batch(source_key, pool, batch_size=classify_config.batch_size)
-    index = jax.random.randint(real_key, (config.batch_size,), 0, target.shape[0])
-    real = devices.spread(target[index])
-    teacher = classifier.apply(state.average, images.to_unit(real), captcha, config=classifier_config)
-    belief = align(jax.nn.softmax(teacher.logits, axis=-1), marginal)
-    guess, certainty = belief.argmax(axis=-1), belief.max(axis=-1)
-    use = (certainty > config.threshold).astype(jnp.float32)
-    strong = augment(augment_key, real, config=config)
+    index = jax.random.randint(real_key, (config.batch_size,), 0, believed.ink.shape[0])
+    real = devices.spread(Believed(*(leaf[index] for leaf in believed)))
+    strong = augment(augment_key, real.ink, config=config)
+    block = backend.block_size()
 
-    def loss(params: classifier.Params) -> tuple[jax.Array, classify.Metrics]:
-        supervised, metrics = classify.reading_loss(
-            params, source_drop_key, batch, captcha, classifier_config=classifier_config, config=classify_config
-        )
-        student = classifier.apply(params, strong, captcha, config=classifier_config, dropout_key=real_drop_key)
-        log_p = jax.nn.log_softmax(student.logits, axis=-1)
-        picked = jnp.take_along_axis(log_p, guess[..., None], axis=-1)[..., 0]
-        consistency = -(picked * use).sum(axis=-1).mean()
-        metrics = metrics | {"consistency": consistency, "used": use.mean(), "certainty": certainty.mean()}
-        return supervised + config.weight * consistency, metrics
+    def consistency(
+        params: classifier.Params, key: jax.Array, strong: jax.Array, labels: jax.Array, use: jax.Array
+    ) -> tuple[jax.Array, classify.Metrics]:
+        read = classifier.apply(params, strong, captcha, config=classifier_config, dropout_key=key)
+        log_p = jax.nn.log_softmax(read.logits, axis=-1)
+        picked = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+        loss = -(picked * use).sum(axis=-1).mean()
+        agreed = jnp.mean(read.logits.argmax(axis=-1) == labels)
+        return config.weight * loss, {"consistency": loss, "used": use.mean(), "agreed": agreed}
 
-    (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    return classify.update(state, gradient, config=classify_config), metrics
+    def gradient(key: jax.Array, part: tuple[jax.Array, ...]) -> tuple[classifier.Params, classify.Metrics]:
+        return jax.grad(consistency, has_aux=True)(state.params, key, *part)
+
+    supervised, metrics = classify.reading_gradient(
+        state.params,
+        source_drop_key,
+        batch,
+        captcha,
+        classifier_config=classifier_config,
+        config=classify_config,
+        block=block,
+    )
+    learned, seen = classify.over_blocks(gradient, real_drop_key, (strong, real.labels, real.use), block=block)
+    return classify.update(state, jax.tree.map(jnp.add, supervised, learned), config=classify_config), metrics | seen

@@ -8,7 +8,7 @@ from simgan_jax import challenge, parts, workdir
 from simgan_jax.parts import Part
 from simgan_jax.session import checkpoint_folder
 from simgan_jax.studies import Arm
-from simgan_jax.workbench import ARM, SHIFTED, Workbench
+from simgan_jax.workbench import ARM, DECIDED, SHIFTED, Workbench
 
 
 def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
@@ -44,11 +44,15 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
         names[f"fitted{rounds - 1}"] = 3
         if config.adapt.steps:
             last = Arm("", "fitted", "both", training="rounds", self_trained=True)
-            plans.append((parts.of_arm(last), {"adapt": "adapt", "predict/adapted": f"predict/{ARM}"}))
+            plan = {"rescore/fitted": "rescore/fitted", "adapt": "adapt", "predict/adapted": f"predict/{ARM}"}
+            plans.append((parts.of_arm(last), plan))
             names["adapted"] = 4
     best = workdir.read_json(source / "summary.json")["best"]
     if best in names:
         plans[names[best]][1]["predict/final"] = f"predict/{SHIFTED}"
+        if names[best] > 2:
+            answer = Arm("", "fitted", "both", training="rounds", self_trained=best == "adapted", decided=True)
+            plans.append((parts.of_arm(answer), {"rescore/final": f"rescore/{DECIDED}"}))
     for part, plan in plans:
         with bench.open(part, config) as made:
             if challenge.read_predictions(source / "predictions.csv").names != made.target.names:
@@ -74,6 +78,8 @@ def _copy(source: pathlib.Path, folder: pathlib.Path, old: str, new: str) -> Non
         # The answers of a run have no arm in their name.
         answers = "predictions.csv" if name == "final" else f"predictions.{name}.csv"
         shutil.copyfile(source / answers, folder / f"predictions.{renamed}.csv")
+    elif kind == "rescore":
+        shutil.copyfile(source / f"readings.rescored.{name}.npz", folder / f"readings.rescored.{name}.npz")
     elif kind == "fit":
         shutil.copyfile(source / f"fit.{name}.npz", folder / f"fit.{name}.npz")
     else:

@@ -87,13 +87,17 @@ def _space_to_depth(images: jax.Array) -> jax.Array:
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pool with stride 2 of `[B, H, W, C]`, as a maximum of four slices: its gradient is cheap on a CPU.
+    """2x2 max-pool with stride 2 of `[B, H, W, C]`, as maxima of halves: their gradient is cheap on a CPU.
 
     The last row or column of an odd side stands alone.
     """
-    H, W = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    return jnp.maximum(jnp.maximum(x[:, 0::2, 0::2], x[:, 1::2, 0::2]), jnp.maximum(x[:, 0::2, 1::2], x[:, 1::2, 1::2]))
+    B, H, W, C = x.shape
+    x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), constant_values=-jnp.inf)
+    # Pairs of rows, then of columns, as axes of their own: slices with a step would be put back by a scatter.
+    x = x.reshape(B, (H + 1) // 2, 2, W + W % 2, C)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 2, C)
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
 def _reading_order(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:

@@ -1,13 +1,14 @@
 """Training of a classifier on labelled simulated captchas: state and pure step, unjitted."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from simgan_jax import classifier, devices, images, losses
+from simgan_jax import backend, classifier, devices, images, losses
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 Metrics = dict[str, jax.Array]
@@ -89,6 +90,49 @@ def reading_loss(
     return cross_entropy + config.pose_weight * pose_error, metrics | {"pose_error": pose_error}
 
 
+def reading_gradient(
+    params: classifier.Params,
+    key: jax.Array,
+    batch: Pool,
+    captcha: CaptchaConfig,
+    *,
+    classifier_config: ClassifierConfig,
+    config: ClassifyConfig,
+    block: int | None,
+) -> tuple[classifier.Params, Metrics]:
+    """Gradient of `reading_loss` and its metrics, from blocks of `block` images (`over_blocks`). Consumes the key."""
+
+    def gradient(key: jax.Array, part: Pool) -> tuple[classifier.Params, Metrics]:
+        return jax.grad(reading_loss, has_aux=True)(
+            params, key, part, captcha, classifier_config=classifier_config, config=config
+        )
+
+    return over_blocks(gradient, key, batch, block=block)
+
+
+def over_blocks(function: Callable[[jax.Array, Any], Any], key: jax.Array, batch: Any, *, block: int | None) -> Any:
+    """Mean of `function(key, part)`, a tree of means, over equal parts of a batch (leaves `[B, ...]`), one at a time.
+
+    Parts have `block` images, or the largest divisor of B below it; with None, or under a mesh, which divides the batch
+    already, the batch stays whole. The key is consumed; each part has its own.
+    """
+    count = jax.tree.leaves(batch)[0].shape[0]
+    if block is None or block >= count or devices.is_divided():
+        return function(key, batch)
+    size = max(size for size in range(1, block + 1) if count % size == 0)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count // size))
+
+    def add(total: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*each)), None
+
+    shapes = jax.eval_shape(function, keys[0], jax.tree.map(lambda leaf: leaf[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    # Two at a time, so that XLA has both to share between its threads.
+    total, _ = jax.lax.scan(add, zeros, (keys, parts), unroll=2)
+    return jax.tree.map(lambda leaf: leaf * (size / count), total)
+
+
 def classify_step(
     state: ClassifierState,
     key: jax.Array,
@@ -101,8 +145,14 @@ def classify_step(
     """One update on a batch of the pool. The key is consumed."""
     batch_key, dropout_key = jax.random.split(key)
     batch = draw_batch(batch_key, pool, batch_size=config.batch_size)
-    (_, metrics), gradient = jax.value_and_grad(reading_loss, has_aux=True)(
-        state.params, dropout_key, batch, captcha, classifier_config=classifier_config, config=config
+    gradient, metrics = reading_gradient(
+        state.params,
+        dropout_key,
+        batch,
+        captcha,
+        classifier_config=classifier_config,
+        config=config,
+        block=backend.block_size(),
     )
     return update(state, gradient, config=config), metrics
 

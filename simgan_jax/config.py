@@ -245,7 +245,7 @@ class FitConfig:
     faintest: float = 0.1
     shift_lr: float = 0.006
     turn_lr: float = 0.03
-    steps: tuple[int, ...] = (600, 2200)
+    steps: tuple[int, ...] = (600, 1600)
     pool: int = 80_000
     wide_share: float = 0.1
 
@@ -262,12 +262,12 @@ class FitConfig:
 class AdaptConfig:
     """Self-training on the unlabelled target; lengths in pixels or shares of the image height."""
 
-    steps: int = 400
+    steps: int = 600
     batch_size: int = 64
     pool_batch_size: int = 32
     threshold: float = 0.8
     weight: float = 1.0
-    lr: float = 5e-4
+    lr: float = 1e-3
     average_decay: float = 0.99
     shift: int = 3
     boxes: int = 2

@@ -46,11 +46,34 @@ def _backward(stride: int, padding: str, saved: tuple, g: jax.Array) -> tuple[ja
     x, kernel = saved
     if not backend.has_slow_convolution_gradients():
         return jax.vjp(lambda x, kernel: _plain(x, kernel, stride, padding), x, kernel)[1](g)
-    (to_x,) = jax.vjp(lambda x: _plain(x, kernel, stride, padding), x)[1](g)
+    to_x = input_gradient(kernel, g, size=x.shape[1:3], stride=stride, padding=padding)
     return to_x, kernel_gradient(x, g, size=kernel.shape[:2], stride=stride, padding=padding)
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def input_gradient(
+    kernel: jax.Array, g: jax.Array, *, size: tuple[int, int], stride: int = 1, padding: str = "SAME"
+) -> jax.Array:
+    """Gradient `[B, H, W, C]` of a loss by the convolution's input, as a forward convolution.
+
+    Args:
+      kernel: `[h, w, C, O]`.
+      g: `[B, H', W', O]`, the loss's gradient by the convolution's output.
+      size: `(H, W)` of the input.
+    """
+    pads = jax.lax.padtype_to_pads(size, kernel.shape[:2], (stride, stride), padding)
+    # Each entry of g goes back to where its window began; before the first and behind the last there is room for the
+    # rest of a window, less what was padded.
+    edges = []
+    for extent, window, entries, (low, _) in zip(size, kernel.shape[:2], g.shape[1:3], pads, strict=True):
+        before = window - 1 - low
+        edges.append((before, extent + window - 1 - before - ((entries - 1) * stride + 1)))
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return jax.lax.conv_general_dilated(
+        g, turned, (1, 1), edges, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+    )
 
 
 def kernel_gradient(

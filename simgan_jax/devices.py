@@ -27,6 +27,12 @@ def mesh(count: int) -> Mesh:
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
+def is_divided() -> bool:
+    """Whether batches are divided over the devices of an ambient mesh."""
+    ambient = jax.sharding.get_abstract_mesh()
+    return not ambient.empty and ambient.size > 1
+
+
 def spread(batch: Any) -> Any:
     """A batch (leaves `[B, ...]`) inside a jitted function, split by examples where B is a multiple of the devices."""
     ambient = jax.sharding.get_abstract_mesh()

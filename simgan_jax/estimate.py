@@ -33,14 +33,18 @@ def excess(probabilities: np.ndarray) -> float:
     return float(max(0.0, distance - chance))
 
 
-def accuracy(probabilities: np.ndarray) -> Belief:
+def accuracy(probabilities: np.ndarray, *, before: np.ndarray | None = None) -> Belief:
     """Believed exact match of readings `[N, L, V]`.
 
     The mean probability that the whole text is right, times that of no character being in `excess`. The interval is
-    that of a sum of independent trials, widened by what the excess took away.
+    that of a sum of independent trials, widened by what the excess took away, and down to the share of texts that are
+    the same in the readings `before` these were decided in another way: each change may have been for the worse.
     """
     certainty = probabilities.max(axis=-1).prod(axis=-1)
     kept = (1.0 - excess(probabilities)) ** probabilities.shape[1]
     mean = float(certainty.mean())
     spread = Z95 * float(np.sqrt((certainty * (1.0 - certainty)).sum())) / len(certainty) + mean * (1.0 - kept)
-    return Belief(mean * kept, max(0.0, mean * kept - spread), min(1.0, mean * kept + spread))
+    low = max(0.0, mean * kept - spread)
+    if before is not None:
+        low = min(low, float((probabilities.argmax(axis=-1) == before.argmax(axis=-1)).all(axis=-1).mean()))
+    return Belief(mean * kept, low, min(1.0, mean * kept + spread))

@@ -25,10 +25,19 @@ def write_answers(run: Run, readings: reading.Readings) -> tuple[list[str], np.n
 
 
 def write_summary(
-    run: Run, identity: Mapping[str, Any], arms: Mapping[str, reading.Readings], best: str, readings: reading.Readings
+    run: Run,
+    identity: Mapping[str, Any],
+    arms: Mapping[str, reading.Readings],
+    best: str,
+    readings: reading.Readings,
+    undecided: reading.Readings,
 ) -> dict[str, Any]:
-    """Writes summary.json: stages with seconds, arms, the believed accuracy, versions; returns it."""
-    believed = estimate.accuracy(readings.probabilities)
+    """Writes summary.json: stages with seconds, arms, the believed accuracy, versions; returns it.
+
+    Args:
+      best: the arm that the answers come from; readings: the answers; undecided: before any was decided by drawing.
+    """
+    believed = estimate.accuracy(readings.probabilities, before=undecided.probabilities)
     stages = run.workdir.stages
     summary = {
         **identity,

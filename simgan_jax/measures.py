@@ -168,10 +168,12 @@ def turing_auc(
     return evaluate.auc(scores[0], scores[1])
 
 
-def turing_order(key: jax.Array, *, real: int, fake: int) -> list[tuple[bool, int]]:
-    """A random order of numbered captchas for a human test: (is it real, its index among its kind), for each place.
+def turing_sheet(key: jax.Array, real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+    """As many captchas of both kinds in a random order `[M, H, W]` for a human test, and what each number is.
 
-    The key is consumed.
+    Numbers begin at 1. The key is consumed.
     """
-    order = np.asarray(jax.random.permutation(key, real + fake))
-    return [(bool(i < real), int(i if i < real else i - real)) for i in order]
+    count = min(len(real), len(fake))
+    order = np.asarray(jax.random.permutation(key, 2 * count))
+    tiles = np.concatenate([real[:count], fake[:count]])[order]
+    return tiles, {str(number): "real" if i < count else "refined" for number, i in enumerate(order, start=1)}

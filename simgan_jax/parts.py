@@ -55,9 +55,14 @@ def rounds() -> Part:
 def of_arm(arm: Arm) -> Part:
     """The part whose readings are those of an arm without labels."""
     base = rounds() if arm.training == "rounds" else classifier(arm.simulator, arm.images, arm.share)
-    if not arm.self_trained:
-        return base
-    return Part("adapted", (*base.groups, "adapt"), {"of": base.kind, **base.recipe}, (base,))
+    if arm.self_trained:
+        # The rounds' readings are decided before they are learned from.
+        decided = ("rescore",) if arm.training == "rounds" else ()
+        base = Part("adapted", (*base.groups, *decided, "adapt"), {"of": base.kind, **base.recipe}, (base,))
+    if arm.decided:
+        groups = tuple(dict.fromkeys((*base.groups, "rescore")))
+        base = Part("decided", groups, {**base.recipe, "of": base.kind}, (base,))
+    return base
 
 
 def closure(part: Part) -> list[Part]:

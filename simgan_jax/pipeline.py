@@ -1,7 +1,7 @@
 """The main job: unlabelled captchas in, every one of them read (io).
 
 Stages in order, each resumable, none of which can see a label: target -> simulator -> classify -> pretrain, refine ->
-classify -> fit and classify again, in rounds -> adapt -> predict -> rescore.
+classify -> fit and classify again, in rounds -> rescore -> adapt -> predict -> rescore.
 """
 
 import functools
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from simgan_jax import (
+    adapt,
     alarms,
     challenge,
     classifier,
@@ -188,16 +189,16 @@ def fit_stage(run: Run, number: int, readings: reading.Readings, simulator: stag
 def adapt_stage(
     run: Run, pool: classify.Pool, params: classifier.Params, readings: reading.Readings
 ) -> classifier.Params:
-    """Self-training on the target beside the pool; the averaged parameters."""
+    """Self-training on what readings say of the target, beside the pool; the averaged parameters."""
     settings = run.config.adapt
-    marginal = jnp.asarray(readings.probabilities.mean(axis=(0, 1)))
+    believed = adapt.believe(jnp.asarray(run.target.ink), jnp.asarray(readings.probabilities), config=settings)
     trained = train_stage(
         run,
         "adapt",
         run.keys["adapt"],
         lambda: classify.start_state(params, config=stages.adapt_settings(run.config)),
         stages.adapt_step(run.config),
-        (pool, jnp.asarray(run.target.ink), marginal),
+        (pool, believed),
         total=settings.steps,
         checkpoint_every=run.config.classify.checkpoint_every,
         log_every=run.config.classify.log_every,
@@ -282,27 +283,45 @@ def train_arms(run: Run) -> Iterator[Arm]:
         yield Arm(fitted.arm, fitted.params, fitted.readings, [figure])
         belief, latest, mixed = fitted.readings, fitted.params, fitted.mixed
     if config.adapt.steps:
+        if config.fit.rounds:
+            belief = decided_belief(run, first, second, belief, last_glyphs(run))
         adapted = adapt_stage(run, mixed, latest, belief)
         yield Arm("adapted", adapted, read_arm(run, "adapted", adapted), [])
 
 
-def rescore_stage(run: Run, best: str, readings: reading.Readings) -> reading.Readings:
-    """The readings of the best arm, those that were not sure decided by drawing them with the last fitted glyphs.
+def last_glyphs(run: Run) -> np.ndarray:
+    """The atlas `[K, V, S, S]` of the last fit."""
+    return run.workdir.load(f"fit.{run.config.fit.rounds - 1}")["atlas"]
 
-    Where an arm from before the fit is the best, the fit has failed, and its glyphs decide nothing.
+
+def rescore_stage(run: Run, name: str, readings: reading.Readings, atlas: np.ndarray) -> reading.Readings:
+    """Readings, called `name`, of which those that were not sure are decided by drawing them with fitted glyphs.
+
+    What it takes to decide others alike stands in `rescore.NAME.npz` afterwards.
     """
-    if best in BEFORE_FIT or not run.config.rescore.rounds:
+    config = run.config.rescore
+    if not config.rounds:
         return readings
-    if not run.workdir.done("rescore"):
+    if not run.workdir.done(f"rescore/{name}"):
         begin = time.monotonic()
-        noise = rescore.make_noise(run.keys["rescore"], run.config.captcha, config=run.config.rescore)
-        atlas = run.workdir.load(f"fit.{run.config.fit.rounds - 1}")["atlas"]
+        noise = rescore.make_noise(run.keys["rescore"], run.config.captcha, config=config)
         judge = rescore.Rescorer(atlas, run.target.scene.mask, noise, config=run.config)
         usual = judge.usual_residual(run.target.ink, readings)
-        run.workdir.save("readings.rescored", **judge(run.target.ink, readings, usual=usual)._asdict())
-        run.workdir.save("rescore", atlas=atlas, noise=noise, usual=np.asarray(usual))
-        run.workdir.finish("rescore", time.monotonic() - begin, images=len(run.target.ink))
-    return reading.Readings(**run.workdir.load("readings.rescored"))
+        decided = judge(run.target.ink, readings, usual=usual)
+        run.workdir.save(f"readings.rescored.{name}", **decided._asdict())
+        run.workdir.save(f"rescore.{name}", atlas=atlas, noise=noise, usual=np.asarray(usual))
+        unsure = rescore.certainty(readings) < config.sure
+        run.workdir.finish(f"rescore/{name}", time.monotonic() - begin, images=int(unsure.sum()))
+    return reading.Readings(**run.workdir.load(f"readings.rescored.{name}"))
+
+
+def decided_belief(
+    run: Run, raw: reading.Readings, refined: reading.Readings, fitted: reading.Readings, atlas: np.ndarray
+) -> reading.Readings:
+    """What the last fitted arm read, its unsure readings decided by drawing unless an arm from before is better."""
+    if choose_arm({"synthetic": raw, "refined": refined, "fitted": fitted}) in BEFORE_FIT:
+        return fitted
+    return rescore_stage(run, "fitted", fitted, atlas)
 
 
 def choose_arm(arms: dict[str, reading.Readings]) -> str:
@@ -315,10 +334,13 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     trained = {arm.name: arm for arm in train_arms(run)}
     arms = {name: arm.readings for name, arm in trained.items()}
     best = choose_arm(arms)
-    final = rescore_stage(run, best, read_arm(run, "final", trained[best].params, shifts=SHIFTS))
+    final = undecided = read_arm(run, "final", trained[best].params, shifts=SHIFTS)
+    # Where an arm from before the fit is the best, the fit has failed, and its glyphs decide nothing.
+    if best not in BEFORE_FIT:
+        final = rescore_stage(run, "final", final, last_glyphs(run))
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
-    summary = finish.write_summary(run, identity, arms, best, final)
+    summary = finish.write_summary(run, identity, arms, best, final, undecided)
     figures = [figure for arm in trained.values() for figure in arm.figures]
     finish.write_report(run, summary, texts, confidences, figures)
     run.workdir.finish("report", time.monotonic() - begin)

@@ -59,9 +59,9 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     with checkpoints.Checkpoints(session.checkpoint_folder(folder, stage)) as saved:
         state = saved.restore(classify.start_state(params, config=settings))
     reader = reading.Reader(config.captcha, config=config.classifier)
-    if not (folder / "rescore.npz").exists():
+    if not (folder / "rescore.final.npz").exists():
         return Predictor(config, scene, state.average, reader)
-    found = workdir.load_arrays(folder / "rescore.npz")
+    found = workdir.load_arrays(folder / "rescore.final.npz")
     judge = rescore.Rescorer(found["atlas"], scene.mask, found["noise"], config=config)
     return Predictor(config, scene, state.average, reader, judge, float(found["usual"]))
 

@@ -24,7 +24,6 @@ CPU = Config(
     refine=RefineConfig(refiner_pretrain_steps=20, discriminator_pretrain_steps=50, steps=500),
     classifier=ClassifierConfig(widths=(32, 64, 96, 128)),
     classify=ClassifyConfig(steps=600),
-    adapt=AdaptConfig(steps=300),
 )
 
 SMOKE = dataclasses.replace(

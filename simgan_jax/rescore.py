@@ -5,6 +5,7 @@ settle where the drawing is nearest to the captcha, and what then remains of the
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
 BATCH = 500
 # Characters of each slot that texts are made of.
 CHOICES = 4
+# Rounds that start from where the reader and the best text stand; later ones start beside them.
+STILL = 2
 
 
 class Glyphs(NamedTuple):
@@ -64,7 +67,7 @@ def make_noise(key: jax.Array, captcha: CaptchaConfig, *, config: RescoreConfig)
     """
     unit = np.asarray([config.shift * captcha.height] * 2 + [np.deg2rad(config.turn)])
     noise = np.asarray(jax.random.normal(key, (config.rounds, config.texts, captcha.length, 3))) * unit
-    noise[:2] = 0.0
+    noise[:STILL] = 0.0
     return noise.astype(np.float32)
 
 
@@ -81,7 +84,7 @@ def settle(
     """
 
     def total(poses: jax.Array) -> tuple[jax.Array, jax.Array]:
-        each = fit.residual(glyphs.atlas, poses, ink, labels, glyphs.known)
+        each = _residual(glyphs, poses, ink, labels)
         return each.sum(), each
 
     def step(carry: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
@@ -98,6 +101,10 @@ def settle(
     return nearest, least
 
 
+def _residual(glyphs: Glyphs, poses: jax.Array, ink: jax.Array, labels: jax.Array) -> jax.Array:
+    return fit.residual(glyphs.atlas, poses, ink, labels, glyphs.known)
+
+
 class Rescorer:
     """A compiled judge of uncertain readings for one fitted simulator; on the device there is one batch at a time.
 
@@ -111,10 +118,11 @@ class Rescorer:
         self._noise, self._config = noise, config.rescore
         unit = config.rescore.stretch * fit.pose_unit(config.captcha, config=config.fit)
         self._settle = jax.jit(functools.partial(settle, unit=unit, steps=config.rescore.steps))
+        self._residual = jax.jit(_residual)
 
     def usual_residual(self, ink: np.ndarray, readings: reading.Readings) -> float:
         """What a drawing leaves of the captchas `[N, H, W]` that are read most surely, the median."""
-        rows = np.argsort(-_certainty(readings), kind="stable")[:BATCH]
+        rows = np.argsort(-certainty(readings), kind="stable")[:BATCH]
         labels = readings.probabilities[rows].argmax(axis=-1).astype(np.int32)
         _, residual = self._settled(ink, rows, labels, readings.poses[rows])
         # Drawings that leave nothing at all would make any difference infinite.
@@ -126,14 +134,18 @@ class Rescorer:
         Args:
           usual: from `usual_residual`; the measure of all residuals.
         """
-        unsure = np.flatnonzero(_certainty(readings) < self._config.sure)
+        unsure = np.flatnonzero(certainty(readings) < self._config.sure)
         if not len(unsure):
             return readings
         believed = reading.Readings(*(part[unsure] for part in readings))
         found = propose(believed, config=self._config)
         rows = np.arange(len(unsure))
         for number, noise in enumerate(self._noise):
-            starts = self._starts(found, believed, rows, usual, number) + noise[None, : found.prior.shape[1]]
+            # What none of the texts explains after two rounds may be a text that the reader did not think of.
+            if number == STILL:
+                found = self._widen(ink, unsure, found, believed, self._open(found, usual, explained=False), usual)
+            starts = self._starts(found, believed, rows, usual, number)
+            starts = starts + noise[None, np.arange(starts.shape[1]) % noise.shape[0]]
             found = self._draw(ink, unsure, found, rows, starts)
             rows = self._open(found, usual)
         return decide(readings, unsure, found, self._score(found, usual))
@@ -142,12 +154,58 @@ class Rescorer:
         """Log posterior `[N, T]` of each text, up to a constant."""
         return found.prior - self._config.sharpness * found.residual / usual
 
-    def _open(self, found: Hypotheses, usual: float) -> np.ndarray:
-        """Images whose best text is not yet sure, or leaves more than a captcha usually does."""
+    def _open(self, found: Hypotheses, usual: float, *, explained: bool = True) -> np.ndarray:
+        """Images whose best text leaves more than a captcha usually does, or, if `explained`, is not yet sure."""
         chance = _softmax(self._score(found, usual))
         best = chance.argmax(axis=1)
         left = found.residual[np.arange(len(best)), best]
-        return np.flatnonzero((chance.max(axis=1) < self._config.sure) | (left > self._config.unexplained * usual))
+        unsure = (chance.max(axis=1) < self._config.sure) & explained
+        return np.flatnonzero(unsure | (left > self._config.unexplained * usual))
+
+    def _widen(
+        self,
+        ink: np.ndarray,
+        unsure: np.ndarray,
+        found: Hypotheses,
+        believed: reading.Readings,
+        rows: np.ndarray,
+        usual: float,
+    ) -> Hypotheses:
+        """What was found, and for the images `rows` new texts, of one character other than the best text's.
+
+        All are looked at where the best text stands; the most promising settle from there and from the reader's poses.
+        """
+        if not len(rows):
+            return found
+        score = self._score(found, usual)[rows]
+        best = score.argmax(axis=1)
+        poses, labels = found.poses[rows, best], found.labels[rows, best]
+        length, vocabulary = believed.probabilities.shape[1:]
+        log = np.log(np.maximum(believed.probabilities[rows], self._config.least))
+        own = np.take_along_axis(log, labels[..., None], axis=-1)
+        texts = np.repeat(labels[:, None], length * vocabulary, axis=1)
+        slot, character = np.divmod(np.arange(length * vocabulary), vocabulary)
+        texts[:, np.arange(len(slot)), slot] = character
+        prior = own.sum(axis=(1, 2))[:, None] + (log - own).reshape(len(rows), -1)
+        known = (texts[:, :, None] == found.labels[rows][:, None]).all(axis=-1) & np.isfinite(score)[:, None]
+        prior[known.any(axis=-1)] = -np.inf
+        image, text = np.nonzero(np.isfinite(prior))
+        left = np.full(prior.shape, np.inf)
+        left[image, text] = self._left(ink, unsure[rows[image]], texts[image, text], poses[image])
+        likely = np.argsort(-(prior - self._config.sharpness * left / usual), axis=1, kind="stable")
+        likely = likely[:, : self._config.texts]
+        row = np.arange(len(rows))[:, None]
+        shape = (len(unsure), likely.shape[1])
+        more = Hypotheses(
+            np.zeros((*shape, length), np.int32),
+            np.full(shape, -np.inf),
+            np.zeros((*shape, *poses.shape[1:]), poses.dtype),
+            np.full(shape, np.inf),
+        )
+        more.labels[rows], more.prior[rows] = texts[row, likely], prior[row, likely]
+        for start in (poses, believed.poses[rows]):
+            more = self._draw(ink, unsure, more, rows, np.repeat(start[:, None], shape[1], axis=1))
+        return Hypotheses(*(np.concatenate(parts, axis=1) for parts in zip(found, more, strict=True)))
 
     def _starts(
         self, found: Hypotheses, believed: reading.Readings, rows: np.ndarray, usual: float, number: int
@@ -171,13 +229,19 @@ class Rescorer:
         nearest[where], least[where] = poses[better], residual[better]
         return found._replace(poses=nearest, residual=least)
 
+    def _left(self, ink: np.ndarray, rows: np.ndarray, labels: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Residuals `[M]` of labels drawn at poses, as they stand."""
+        left = np.empty(len(poses), np.float32)
+        for part, padded in _batches(len(poses)):
+            drawn = self._residual(self._glyphs, poses[padded], ink[rows[padded]], labels[padded])
+            left[part] = np.asarray(drawn)[: len(part)]
+        return left
+
     def _settled(
         self, ink: np.ndarray, rows: np.ndarray, labels: np.ndarray, poses: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         nearest, residual = np.empty(poses.shape, np.float32), np.empty(len(poses), np.float32)
-        for start in range(0, len(poses), BATCH):
-            part = np.arange(start, min(start + BATCH, len(poses)))
-            padded = np.resize(part, BATCH)
+        for part, padded in _batches(len(poses)):
             settled = self._settle(self._glyphs, poses[padded], ink[rows[padded]], labels[padded])
             nearest[part], residual[part] = (np.asarray(x)[: len(part)] for x in settled)
         return nearest, residual
@@ -195,7 +259,15 @@ def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, sc
     return reading.Readings(probabilities, poses)
 
 
-def _certainty(readings: reading.Readings) -> np.ndarray:
+def _batches(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of each batch, and the same filled up to BATCH."""
+    for start in range(0, count, BATCH):
+        part = np.arange(start, min(start + BATCH, count))
+        yield part, np.resize(part, BATCH)
+
+
+def certainty(readings: reading.Readings) -> np.ndarray:
+    """Probability `[N]` of the likeliest text of each reading."""
     return readings.probabilities.max(axis=-1).prod(axis=-1)
 
 

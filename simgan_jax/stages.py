@@ -175,18 +175,17 @@ def adapt_settings(config: Config) -> ClassifyConfig:
 
 
 def adapt_step(config: Config) -> Callable[..., tuple[classify.ClassifierState, classify.Metrics]]:
-    """The self-training step (state, key, (pool, target, marginal))."""
+    """The self-training step (state, key, (pool, believed))."""
 
     def step(
-        state: classify.ClassifierState, key: jax.Array, data: tuple[classify.Pool, jax.Array, jax.Array]
+        state: classify.ClassifierState, key: jax.Array, data: tuple[classify.Pool, adapt.Believed]
     ) -> tuple[classify.ClassifierState, classify.Metrics]:
-        pool, real, marginal = data
+        pool, believed = data
         return adapt.adapt_step(
             state,
             key,
             pool,
-            real,
-            marginal,
+            believed,
             config.captcha,
             classifier_config=config.classifier,
             classify_config=adapt_settings(config),

@@ -34,7 +34,8 @@ class Arm:
     self_trained: whether self-training on the target follows.
     oracle: no simulator at all, but four fifths of the real labels, for as many steps as the longest route;
     augmented: the oracle's images in several augmented copies, as self-training augments.
-    shifted: whether each captcha is read at five shifts, as the main job's answers are.
+    shifted: whether each captcha is read at five shifts, as the main job does for its answers;
+    decided: whether what is then not sure is decided by drawing it with the fitted glyphs, which is the main job's end.
     share: of the pool of captchas that the classifier sees; the refiner sees all.
     overrides: `group.field` of the configuration.
     """
@@ -47,6 +48,7 @@ class Arm:
     oracle: bool = False
     augmented: bool = False
     shifted: bool = False
+    decided: bool = False
     share: float = 1.0
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -56,6 +58,8 @@ class Arm:
                 raise ConfigError(f"arm {self.name!r}: {field}={getattr(self, field)!r}: choose one of {choices}")
         if self.training == "rounds" and self.simulator != "fitted":
             raise ConfigError(f"arm {self.name!r}: rounds of fitting need simulator='fitted'")
+        if self.decided and self.training != "rounds":
+            raise ConfigError(f"arm {self.name!r}: decided: there are no fitted glyphs: needs training='rounds'")
         if not 0 < self.share <= 1:
             raise ConfigError(f"arm {self.name!r}: share={self.share}: must lie in (0, 1]")
 
@@ -140,7 +144,9 @@ def _route(config: Config) -> Study:
         Arm("fitted in rounds", "fitted", "both", training="rounds"),
         Arm("fitted in rounds self-trained", "fitted", "both", training="rounds", self_trained=True),
     ]
-    arms += [*last, *(dataclasses.replace(arm, name=f"{arm.name} shifted", shifted=True) for arm in last)]
+    arms += last
+    arms += [dataclasses.replace(arm, name=f"{arm.name} shifted", shifted=True) for arm in last]
+    arms += [dataclasses.replace(arm, name=f"{arm.name} decided", decided=True) for arm in last]
     arms.append(Arm("oracle", oracle=True, shifted=True))
     arms.append(Arm("oracle augmented", oracle=True, augmented=True, shifted=True))
     return Study("route", "What does each part of the route add, and how far is it from real labels?", tuple(arms))

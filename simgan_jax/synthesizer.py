@@ -57,21 +57,24 @@ def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.A
     rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, width), np.int32))
     pixels = packed.reshape(-1)
     limit = jnp.uint32((size - 1) << FRACTION_BITS)
-    bare = jnp.ones((page.shape[0], height * width))
-    for slot in range(page.shape[1]):
+
+    def lay(bare: jax.Array, glyph: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        matrix, shift, page = glyph
         y, x = (
-            matrix[:, slot, axis, 0, None] * rows
-            + matrix[:, slot, axis, 1, None] * columns
-            + shift[:, slot, axis, None]
+            matrix[:, axis, 0, None] * rows + matrix[:, axis, 1, None] * columns + shift[:, axis, None]
             for axis in (0, 1)
         )
         inside = (y.astype(jnp.uint32) < limit) & (x.astype(jnp.uint32) < limit)
-        place = page[:, slot, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
+        place = page[:, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
         # Without the barrier XLA moves the gather's reshape through what follows, which then runs unvectorised.
         taps = jax.lax.optimization_barrier(pixels.at[place].get(mode="promise_in_bounds"))
         level = _interpolate(taps, _weight(y), _weight(x))
         scale = 1.0 / (255 << 2 * WEIGHT_BITS)
-        bare = bare * (1.0 - jnp.where(inside, level, 0).astype(jnp.int32).astype(jnp.float32) * scale)
+        return bare * (1.0 - jnp.where(inside, level, 0).astype(jnp.int32).astype(jnp.float32) * scale), None
+
+    # A loop over the slots, not a row of them: XLA would draw anew for each use of the image in what follows.
+    slots = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), (matrix, shift, page))
+    bare, _ = jax.lax.scan(lay, jnp.ones((page.shape[0], height * width)), slots)
     return (1.0 - bare).reshape(-1, height, width)
 
 

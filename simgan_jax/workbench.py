@@ -24,7 +24,6 @@ from simgan_jax import (
     classify,
     estimate,
     grids,
-    images,
     measures,
     metrics,
     parts,
@@ -40,7 +39,7 @@ from simgan_jax.config import CaptchaConfig, Config, ConfigError, TargetConfig
 from simgan_jax.parts import BASE, READER, ROUTE, Part
 from simgan_jax.studies import Arm
 
-ARM, SHIFTED = "arm", "shifted"
+ARM, SHIFTED, DECIDED = "arm", "shifted", "final"
 MEASURED = 1000
 SHEET = 20
 SHOWN = 10
@@ -86,7 +85,8 @@ class Workbench:
         """Trains an arm that needs no labels, unless that is done, and measures its refiner."""
         config, part = studies.arm_config(arm, config), parts.of_arm(arm)
         found = self._facts(part, config, "collapsed")
-        if found is None and self._facts(part, config, f"predict/{_read_as(arm)}") is None:
+        stage, readings_name = _read_as(arm)
+        if found is None and self._facts(part, config, stage) is None:
             try:
                 self._train(arm, config)
             except alarms.CollapseError as error:
@@ -97,7 +97,7 @@ class Workbench:
             return self._answer(part, config, None, {}, found["message"])
         measured = self._measure(arm, config) if arm.refines else {}
         with self.open(part, config) as run:
-            readings = reading.Readings(**run.workdir.load(f"readings.{_read_as(arm)}"))
+            readings = reading.Readings(**run.workdir.load(readings_name))
         return self._answer(part, config, readings, measured)
 
     def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
@@ -132,12 +132,18 @@ class Workbench:
 
     def _train(self, arm: Arm, config: Config) -> None:
         """Trains and reads; what the target shows then stands in the part's folder."""
-        if arm.shifted:
-            plain = dataclasses.replace(arm, shifted=False)
-            if self._facts(parts.of_arm(arm), config, f"predict/{ARM}") is None:
-                self._train(plain, config)
+        if arm.decided:
+            plain = dataclasses.replace(arm, decided=False, shifted=True)
+            self.answer(plain, config)
+            with self.open(parts.of_arm(plain), config) as run:
+                readings = reading.Readings(**run.workdir.load(f"readings.{SHIFTED}"))
             with self.open(parts.of_arm(arm), config) as run:
-                _read(run, arm, _restore(run, plain))
+                pipeline.rescore_stage(run, DECIDED, readings, self._glyphs(config))
+            return
+        if arm.shifted:
+            self.answer(dataclasses.replace(arm, shifted=False), config)
+            with self.open(parts.of_arm(arm), config) as run:
+                _read(run, arm, _restore(run, arm))
             return
         pool: classify.Pool | None = None
         if arm.training == "rounds":
@@ -145,10 +151,12 @@ class Workbench:
             params, belief, pool = last.params, last.readings, last.mixed
         else:
             params, belief = self._classifier(arm.simulator, arm.images, arm.share, config)
-            if arm.self_trained:
-                pool = self._shown(arm.simulator, arm.images, arm.share, config)
-        if pool is not None and arm.self_trained:
+        if arm.self_trained:
+            pool = pool or self._shown(arm.simulator, arm.images, arm.share, config)
             with self.open(parts.of_arm(arm), config) as run:
+                if arm.training == "rounds":
+                    raw, refined = (self._classifier("wide", images, 1.0, config)[1] for images in ("raw", "refined"))
+                    belief = pipeline.decided_belief(run, raw, refined, belief, self._glyphs(config))
                 params = pipeline.adapt_stage(run, pool, params, belief)
                 pipeline.read_arm(run, ARM, params)
 
@@ -180,6 +188,10 @@ class Workbench:
                 atomic.write_bytes(run.workdir.path / "picture.png", picture.png)
                 run.workdir.finish(f"predict/{ARM}", 0.0, images=len(last.readings.probabilities))
         return last
+
+    def _glyphs(self, config: Config) -> np.ndarray:
+        with self.open(parts.rounds(), config) as run:
+            return pipeline.last_glyphs(run)
 
     def _simulator(self, name: str, config: Config) -> stages.Simulator:
         if name != "fitted":
@@ -234,12 +246,8 @@ class Workbench:
         ink = run.target.ink[rows]
         if augmented:
             key = jax.random.fold_in(jax.random.key(self.seed), ORACLE_STREAM)
-            change = jax.jit(lambda key, ink: images.to_uint8(adapt.augment(key, ink, config=run.config.adapt)))
-            copies = [
-                np.asarray(change(jax.random.fold_in(key, copy), jnp.asarray(ink)))
-                for copy in range(1, AUGMENTED_COPIES)
-            ]
-            ink, labels = np.concatenate([ink, *copies]), np.tile(labels, (AUGMENTED_COPIES, 1))
+            ink = adapt.augmented_copies(key, ink, AUGMENTED_COPIES, config=run.config.adapt)
+            labels = np.tile(labels, (AUGMENTED_COPIES, 1))
         return classify.Pool(jnp.asarray(ink), jnp.asarray(labels), jnp.zeros((*labels.shape, 3)))
 
     def _measure(self, arm: Arm, config: Config) -> dict[str, float]:
@@ -288,15 +296,10 @@ class Workbench:
         return measures.turing_auc(self._key(1), real, others, steps=_critic_steps(config))
 
     def _write_sheet(self, folder: pathlib.Path, real: np.ndarray, refined: np.ndarray) -> None:
-        count = min(SHEET, len(real), len(refined))
         # The last ones, not those of the picture.
-        real, refined = real[-count:], refined[-count:]
-        order = measures.turing_order(self._key(2), real=count, fake=count)
-        tiles = np.stack([(real if is_real else refined)[i] for is_real, i in order])
-        captions = [str(number) for number in range(1, len(order) + 1)]
-        atomic.write_bytes(folder / "turing.png", grids.png(grids.sheet(tiles, captions=captions, across=8)))
-        key = {number: "real" if is_real else "refined" for number, (is_real, _) in zip(captions, order, strict=True)}
-        workdir.write_json(folder / "turing.json", key)
+        tiles, answers = measures.turing_sheet(self._key(2), real[-SHEET:], refined[-SHEET:])
+        atomic.write_bytes(folder / "turing.png", grids.png(grids.sheet(tiles, captions=list(answers), across=8)))
+        workdir.write_json(folder / "turing.json", answers)
 
     def _unseen(self, simulator: str, config: Config) -> classify.Pool:
         drawn_with = self._simulator(simulator, config)
@@ -375,13 +378,17 @@ def _restore(run: session.Run, arm: Arm) -> classifier.Params:
     return pipeline.classify_stage(run, ARM, nothing, some, total=config.classify.steps)
 
 
-def _read_as(arm: Arm) -> str:
-    return SHIFTED if arm.shifted else ARM
+def _read_as(arm: Arm) -> tuple[str, str]:
+    """The stage that ends an arm, and the file of its readings."""
+    if arm.decided:
+        return f"rescore/{DECIDED}", f"readings.rescored.{DECIDED}"
+    name = SHIFTED if arm.shifted else ARM
+    return f"predict/{name}", f"readings.{name}"
 
 
 def _read(run: session.Run, arm: Arm, params: classifier.Params) -> reading.Readings:
-    shifts = pipeline.SHIFTS if arm.shifted else ((0, 0),)
-    return pipeline.read_arm(run, _read_as(arm), params, shifts=shifts)
+    name, shifts = (SHIFTED, pipeline.SHIFTS) if arm.shifted else (ARM, ((0, 0),))
+    return pipeline.read_arm(run, name, params, shifts=shifts)
 
 
 def _critic_steps(config: Config) -> int:

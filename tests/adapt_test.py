@@ -13,14 +13,24 @@ CAPTCHA = CaptchaConfig(height=8, width=16, length=2, alphabet="abc")
 
 
 def test_align_by_hand():
-    # A teacher that says 'a' three times as often as 'b': (0.5 / 1.5, 0.5 / 0.5), normalised.
-    aligned = adapt.align(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]), jnp.array([0.75, 0.25]))
-    np.testing.assert_allclose(aligned, [[[0.25, 0.75]], [[0.75, 0.25]]], atol=1e-5)
+    # Readings that say 'a' three times as often as 'b': (0.6 / 1.5, 0.4 / 0.5), normalised.
+    aligned = adapt.align(jnp.array([[[0.6, 0.4]], [[0.9, 0.1]]]))
+    np.testing.assert_allclose(aligned, [[[1 / 3, 2 / 3]], [[0.75, 0.25]]], atol=1e-5)
 
 
 def test_align_to_uniform_changes_nothing():
-    probabilities = jnp.array([[[0.2, 0.3, 0.5]]])
-    np.testing.assert_allclose(adapt.align(probabilities, jnp.full(3, 1 / 3)), probabilities, atol=1e-5)
+    probabilities = jnp.array([[[0.2, 0.3, 0.5], [0.3, 0.5, 0.2], [0.5, 0.2, 0.3]]])
+    np.testing.assert_allclose(adapt.align(probabilities), probabilities, atol=1e-5)
+
+
+def test_characters_are_believed_one_by_one(ink):
+    said = np.asarray([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0]])
+    probabilities = np.full((5, 2, 3), 0.04, np.float32)
+    np.put_along_axis(probabilities, said[..., None], 0.92, axis=-1)
+    probabilities[3, 1] = [0.3, 0.3, 0.4]
+    seen = adapt.believe(ink, jnp.asarray(probabilities), config=AdaptConfig(threshold=0.7))
+    np.testing.assert_array_equal(seen.labels, said)
+    np.testing.assert_array_equal(seen.use, [[1, 1], [1, 1], [1, 1], [1, 0], [1, 1]])
 
 
 @pytest.fixture
@@ -58,7 +68,7 @@ def test_augment_erases_boxes(key):
     assert ((out == 1.0) | (out == -1.0)).all()
 
 
-def test_a_teacher_that_is_unsure_has_no_say(key, ink):
+def test_only_believed_characters_are_learned(key, ink):
     init_key, step_key, other_key = jax.random.split(key, 3)
     network, settings = (
         ClassifierConfig(widths=(4,), hidden=8),
@@ -70,25 +80,24 @@ def test_a_teacher_that_is_unsure_has_no_say(key, ink):
             captcha=CAPTCHA,
             classifier_config=network,
             classify_config=settings,
-            config=AdaptConfig(batch_size=4, threshold=0.9),
+            config=AdaptConfig(batch_size=4),
         )
     )
     params = jax.jit(lambda key: classifier.init(key, CAPTCHA, config=network))(init_key)
     state = classify.start_state(params, config=settings)
     pool = classify.Pool(ink, jnp.zeros((5, 2), jnp.int32), jnp.zeros((5, 2, 3)))
-    marginal = jnp.full(3, 1 / 3)
+    nothing = adapt.Believed(ink, jnp.ones((5, 2), jnp.int32), jnp.zeros((5, 2)))
 
     # Past the step whose learning rate is 0.
-    state, metrics = step(state, step_key, pool, ink, marginal)
-    one, _ = step(state, jnp.copy(other_key), pool, ink, marginal)
-    two, _ = step(state, jnp.copy(other_key), pool, 255 - ink, marginal)
+    state, metrics = step(state, step_key, pool, nothing)
+    one, _ = step(state, jnp.copy(other_key), pool, nothing)
+    two, _ = step(state, jnp.copy(other_key), pool, nothing._replace(ink=255 - ink, labels=nothing.labels + 1))
     assert (float(metrics["used"]), float(metrics["consistency"])) == (0.0, 0.0)
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
     assert int(one.step) == 2
 
-    # A teacher that is sure of 'b' whatever it sees, and so sways the student.
-    sure = {**state.average, "Dense_1": {**state.average["Dense_1"], "bias": jnp.array([0.0, 9.0, 0.0])}}
-    swayed, metrics = step(state.replace(average=sure), jnp.copy(other_key), pool, ink, marginal)
+    # All of the target is believed to say 'b'.
+    swayed, metrics = step(state, jnp.copy(other_key), pool, nothing._replace(use=jnp.ones((5, 2))))
     assert float(metrics["used"]) == 1.0 and float(metrics["consistency"]) > 0.0
     bias, plain = swayed.params["Dense_1"]["bias"], one.params["Dense_1"]["bias"]
     assert float(bias[1]) > float(plain[1])

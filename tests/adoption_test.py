@@ -12,8 +12,8 @@ CONFIG = presets.SMOKE
 NAMES = ("one", "two")
 STAGES = (
     *("classify/synthetic", "predict/synthetic", "pretrain/refiner", "pretrain/discriminator", "refine"),
-    *("classify/refined", "predict/refined", "fit/0", "classify/fitted0", "predict/fitted0", "adapt"),
-    *("predict/adapted", "predict/final", "report"),
+    *("classify/refined", "predict/refined", "fit/0", "classify/fitted0", "predict/fitted0", "rescore/fitted"),
+    *("adapt", "predict/adapted", "predict/final", "rescore/final", "report"),
 )
 ARMS = {
     "synthetic": Arm("wide raw"),
@@ -21,6 +21,7 @@ ARMS = {
     "fitted0": Arm("rounds", "fitted", "both", training="rounds"),
     "adapted": Arm("adapted", "fitted", "both", training="rounds", self_trained=True),
     "final": Arm("final", "fitted", "both", training="rounds", self_trained=True, shifted=True),
+    "decided": Arm("decided", "fitted", "both", training="rounds", self_trained=True, decided=True),
 }
 
 
@@ -41,6 +42,8 @@ def make_run(path, *, stages=STAGES, names=NAMES):
                 run.save(f"readings.{name}", **readings(name))
                 file = "predictions.csv" if name == "final" else f"predictions.{name}.csv"
                 challenge.write_predictions(path / file, names, ["aaaa"] * len(names), [1.0] * len(names))
+            elif kind == "rescore":
+                run.save(f"readings.rescored.{name}", **readings("decided"))
             elif kind == "fit":
                 run.save(f"fit.{name}", atlas=np.zeros((1, 36, 4, 4)), poses=np.zeros((3, 4, 3)))
             elif kind != "report":
@@ -70,13 +73,15 @@ def test_arms_of_a_run_need_no_training(tmp_path, bench):
         assert adoption.adopt(tmp_path / "run", bench())
     for name, arm in ARMS.items():
         if name != "refined":
-            letter = "abcde"[list(ARMS).index(name)]
+            letter = "abcdef"[list(ARMS).index(name)]
             assert bench().answer(arm, CONFIG).texts == [letter * 4] * 2
     # The classifier's own two stages.
     assert bench().answer(ARMS["synthetic"], CONFIG).seconds == 0.0 + 1.0
-    # Adapting and reading twice; the rounds before it; both arms and the refiner before those.
+    # Deciding what to learn, adapting and reading twice; the rounds before it; both arms and the refiner before those.
     last = bench().answer(ARMS["final"], CONFIG)
-    assert (last.seconds, last.seconds_with) == (10.0 + 11.0 + 12.0, sum(range(13)))
+    assert (last.seconds, last.seconds_with) == (10.0 + 11.0 + 12.0 + 13.0, sum(range(14)))
+    answer = bench().answer(ARMS["decided"], CONFIG)
+    assert (answer.seconds, answer.seconds_with) == (14.0, sum(range(15)))
 
 
 def test_checkpoints_come_along(tmp_path, bench):

@@ -12,6 +12,7 @@ from simgan_jax import backend, convolution
 def test_a_cpu_computes_in_single_precision_and_counts_once():
     assert backend.compute_dtype() == jnp.float32
     assert backend.device_count() == 1
+    assert backend.block_size() == 4
 
 
 @pytest.mark.parametrize("size", [1, 3])

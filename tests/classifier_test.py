@@ -97,3 +97,20 @@ def test_an_image_is_read_alone_as_in_a_batch(key):
     together, alone = apply(images), apply(images[1:2])
     np.testing.assert_allclose(together.logits[1], alone.logits[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together.poses[1], alone.poses[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 7), (1, 1)])
+def test_max_pool_and_its_gradient_are_those_of_a_loop(size):
+    generator = np.random.default_rng(0)
+    rows, columns = size
+    x = generator.normal(size=(2, *size, 3)).astype(np.float32) - 3.0  # Zeros in the padding would win.
+    want = np.full((2, (rows + 1) // 2, (columns + 1) // 2, 3), -np.inf, np.float32)
+    weights = generator.normal(size=want.shape).astype(np.float32)
+    slope = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(want.shape):
+        patch = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        di, dj = np.unravel_index(patch.argmax(), patch.shape)
+        want[b, i, j, c], slope[b, 2 * i + di, 2 * j + dj, c] = patch[di, dj], weights[b, i, j, c]
+    got, vjp = jax.vjp(classifier._max_pool, jnp.asarray(x))
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(vjp(jnp.asarray(weights))[0], slope)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import classifier, classify, images, train
+from simgan_jax import classifier, classify, devices, images, train
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 CAPTCHA = CaptchaConfig(height=12, width=24, length=2, alphabet="abcd")
@@ -108,3 +108,68 @@ def test_the_seeds_network_is_not_asked_for_poses():
     batch = classify.Pool(jnp.zeros((2, 8, 8), jnp.uint8), jnp.zeros((2, 1), jnp.int32), jnp.full((2, 1, 3), jnp.nan))
     loss, metrics = classify.reading_loss(params, drop_key, batch, captcha, classifier_config=config, config=CONFIG)
     assert np.isfinite(loss) and metrics.keys() == {"cross_entropy", "character_accuracy"}
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    """Gradient and metrics of a batch in blocks, by a function of the network's dropout, the batch and the block."""
+    params = jax.jit(lambda key: classifier.init(key, CAPTCHA, config=NETWORK))(jax.random.key(2))
+
+    def make(batch, block, dropout=0.0, key=None):
+        network = dataclasses.replace(NETWORK, dropout=dropout)
+        options = {"classifier_config": network, "config": CONFIG, "block": block}
+        apply = jax.jit(lambda key, batch: classify.reading_gradient(params, key, batch, CAPTCHA, **options))
+        return apply(jax.random.key(3) if key is None else jax.random.clone(key), batch)
+
+    return make
+
+
+@pytest.mark.parametrize(("count", "block"), [(8, 4), (8, 1), (6, 4), (7, 4), (4, 8)])
+def test_the_gradient_in_blocks_is_that_of_the_batch(gradient, count, block):
+    # Poses that are far off in the first images: a mean over other than equal blocks would be another.
+    batch = toy(4, count)
+    batch = batch._replace(poses=batch.poses.at[: count // 2].add(30.0))
+    whole, parts = gradient(batch, None), gradient(batch, block)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole[0])) > 0.1
+    for got, want in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+
+
+def test_each_block_has_its_own_dropout(gradient):
+    batch, key = toy(4, 8), jax.random.key(3)
+    got, _ = gradient(batch, 4, 0.5, key)
+    each = [
+        gradient(jax.tree.map(lambda leaf, i=i: leaf[4 * i : 4 * i + 4], batch), None, 0.5, jax.random.fold_in(key, j))[
+            0
+        ]
+        for i, j in ((0, 0), (1, 1), (1, 0))
+    ]
+    assert np.abs(each[1]["position"] - each[2]["position"]).max() > 1e-4
+    for mean, first, second in zip(*map(jax.tree.leaves, (got, *each[:2])), strict=True):
+        np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-4, atol=2e-5)
+
+
+def test_parts_are_the_largest_that_divide_the_batch():
+    def sizes(key, part):
+        return {"size": jnp.asarray(part.shape[0], jnp.float32), "mean": part.mean()}
+
+    for count, block, size in ((8, 4, 4), (6, 4, 3), (7, 4, 1), (8, None, 8), (3, 4, 3), (4, 4, 4)):
+        got = classify.over_blocks(sizes, jax.random.key(0), jnp.arange(float(count)), block=block)
+        assert got["size"] == size
+        np.testing.assert_allclose(got["mean"], (count - 1) / 2, rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
+def test_a_divided_batch_stays_whole():
+    def size(key, part):
+        return jnp.asarray(part.shape[0])
+
+    with jax.set_mesh(devices.mesh(2)):
+        got = jax.jit(lambda key, x: classify.over_blocks(size, key, devices.spread(x), block=2))(
+            jax.random.key(0), jnp.ones((8, 3))
+        )
+    assert got == 8
+    with jax.set_mesh(devices.mesh(1)):
+        assert (
+            jax.jit(lambda key, x: classify.over_blocks(size, key, x, block=2))(jax.random.key(0), jnp.ones((8,))) == 2
+        )

@@ -79,6 +79,22 @@ def test_kernel_gradient_is_right_on_every_backend():
     np.testing.assert_allclose(got, vjp(g)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((6, 8), (3, 3)), ((7, 5), (3, 3)), ((6, 7), (4, 2)), ((5, 8), (1, 1)), ((5, 6), (5, 2))]
+)
+def test_input_gradient_is_right_on_every_backend(size, kernel_size, stride, padding):
+    generator = np.random.default_rng(6)
+    x = jnp.asarray(generator.normal(size=(2, *size, 3)), jnp.float32)
+    kernel = jnp.asarray(generator.normal(size=(*kernel_size, 3, 4)), jnp.float32)
+    y, vjp = jax.vjp(lambda x: plain(x, kernel, stride, padding), x)
+    g = jnp.asarray(generator.normal(size=y.shape), jnp.float32)
+    got = convolution.input_gradient(kernel, g, size=size, stride=stride, padding=padding)
+    assert got.shape == x.shape
+    np.testing.assert_allclose(got, vjp(g)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_backend_decides():
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda k: conv(jnp.ones((2, 4, 4, 1)), k).sum()))(jnp.ones((3, 3, 1, 1))))
     assert ("scan[" in jaxpr) == backend.has_slow_convolution_gradients() == (jax.default_backend() == "cpu")

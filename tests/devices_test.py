@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import checkpoints, classify, devices, history, stages, state, steps, train
+from simgan_jax import adapt, checkpoints, classify, devices, history, stages, state, steps, train
 from simgan_jax.config import (
     AdaptConfig,
     CaptchaConfig,
@@ -61,7 +61,8 @@ def beginning(name: str) -> tuple[train.Step, train.State, object]:
     reader = classify.init(jax.random.key(1), CONFIG.captcha, classifier_config=CONFIG.classifier, config=settings)
     if name == "classify":
         return stages.classify_step(CONFIG, CONFIG.classify.steps), reader, labelled
-    return stages.adapt_step(CONFIG), reader, (labelled, labelled.ink, jnp.full((3,), 1 / 3))
+    believed = adapt.Believed(labelled.ink, labelled.labels, jnp.ones(labelled.labels.shape))
+    return stages.adapt_step(CONFIG), reader, (labelled, believed)
 
 
 @pytest.mark.parametrize("name", STEPS)

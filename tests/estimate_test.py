@@ -23,6 +23,15 @@ def test_by_hand():
     assert belief.estimate_high == 1.0
 
 
+def test_texts_that_were_changed_are_in_doubt():
+    sure, before = readings(1.0, 1.0, 0.0, 0.0), readings(0.9, 0.4, 0.2, 0.3)
+    assert estimate.accuracy(sure, before=before) == (1.0, 0.75, 1.0)
+    assert estimate.accuracy(sure, before=sure) == estimate.accuracy(sure)
+    # What was in doubt without it stays so.
+    doubtful = estimate.accuracy(readings(0.8, 0.4, 0.6, 1.0))
+    assert estimate.accuracy(readings(0.8, 0.4, 0.6, 1.0), before=readings(0.8, 0.4, 0.6, 0.4)) == doubtful
+
+
 def test_a_text_is_right_if_all_its_characters_are():
     # One 'b' and one 'a' are even.
     assert estimate.accuracy(np.array([[[0.5, 0.5], [0.2, 0.8]]])).estimate == pytest.approx(0.4)

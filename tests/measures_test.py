@@ -69,6 +69,10 @@ def test_a_critic_needs_two_halves(key):
         measures.turing_auc(key, two, one, steps=1, config=TINY)
 
 
-def test_turing_order_shows_each_once(key):
-    order = measures.turing_order(key, real=3, fake=2)
-    assert sorted(order) == [(False, 0), (False, 1), (True, 0), (True, 1), (True, 2)]
+def test_turing_sheet_shows_each_once(key):
+    real, fake = np.zeros((3, 2, 2)) + np.arange(3)[:, None, None], np.full((2, 2, 2), 9.0)
+    tiles, answers = measures.turing_sheet(key, real, fake)
+    assert list(answers) == ["1", "2", "3", "4"]
+    shown = {number: tile[0, 0] for number, tile in zip(answers, tiles, strict=True)}
+    assert sorted(shown.values()) == [0.0, 1.0, 9.0, 9.0]
+    assert {number: "refined" if value == 9.0 else "real" for number, value in shown.items()} == answers

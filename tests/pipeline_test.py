@@ -44,21 +44,21 @@ def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run,
     """What the stage decided is loaded when asked again, and the predictor decides the same of the same images."""
     folder = tmp_path / "run"
     shutil.copytree(small_run.workdir, folder)
-    (folder / "rescore.npz").unlink(missing_ok=True)
-    stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != "rescore"]
+    (folder / "rescore.final.npz").unlink(missing_ok=True)
+    stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != "rescore/final"]
     (folder / "stages.json").write_text(json.dumps(stages))
     identity = workdir.read_json(folder / "config.json")
     config = workdir.config_from(identity.pop("config"))
     opened = session.open_run(folder, small_run.challenges, config=config, identity=identity, seed=identity["seed"])
     with opened as run:
         first = reading.Readings(**run.workdir.load("readings.fitted0"))
-        assert pipeline.rescore_stage(run, "refined", first) is first
+        atlas = pipeline.last_glyphs(run)
         read = pipeline.read_arm(run, "again", predictor.load(folder).params, shifts=pipeline.SHIFTS)
-        decided = pipeline.rescore_stage(run, "fitted0", read)
-        assert run.workdir.done("rescore")
+        decided = pipeline.rescore_stage(run, "final", read, atlas)
+        assert run.workdir.done("rescore/final")
         assert np.abs(decided.probabilities - read.probabilities).max() > 0.01
         np.testing.assert_allclose(decided.probabilities.sum(-1), 1.0, atol=1e-5)
-        again = pipeline.rescore_stage(run, "fitted0", first)
+        again = pipeline.rescore_stage(run, "final", first, atlas)
         np.testing.assert_array_equal(again.probabilities, decided.probabilities)
     texts, confidences = reading.answers(decided.probabilities, config.captcha)
     (batch,) = predictor.predict(predictor.load(folder), [small_run.challenges])

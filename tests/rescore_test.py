@@ -9,7 +9,7 @@ from simgan_jax import layout, reading, rescore, synthesizer
 from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
 
 CAPTCHA = CaptchaConfig(height=20, width=40, length=2, alphabet="abc")
-CONFIG = Config(captcha=CAPTCHA, rescore=RescoreConfig(rounds=3, steps=20))
+CONFIG = Config(captcha=CAPTCHA, rescore=RescoreConfig(rounds=4, steps=20))
 IMAGES, CELL = 24, 16
 
 
@@ -106,6 +106,20 @@ def test_a_drawing_that_tells_nothing_leaves_the_belief(target):
     after = blind(ink, before, usual=blind.usual_residual(ink, before))
     np.testing.assert_array_equal(after.probabilities.argmax(-1), before.probabilities.argmax(-1))
     np.testing.assert_allclose(after.probabilities[wrong], before.probabilities[wrong], atol=0.02)
+
+
+def test_a_character_that_no_reader_thought_of_is_found(judge, target):
+    """The first character of a few images is believed to be one of two others, the right one out of question."""
+    ink, labels, poses = target
+    before, wrong = believed(labels, poses)
+    usual = judge.usual_residual(ink, before)
+    probabilities = before.probabilities.copy()
+    for row in wrong:
+        right = labels[row, 0]
+        probabilities[row, 0] = np.where(np.arange(3) == right, 0.0, 0.5)
+    after = judge(ink, reading.Readings(probabilities, before.poses), usual=usual)
+    np.testing.assert_array_equal(after.probabilities.argmax(-1), labels)
+    np.testing.assert_allclose(after.probabilities[wrong].sum(-1), 1.0, atol=1e-5)
 
 
 def test_sure_readings_stay(judge, target):

@@ -77,8 +77,8 @@ IMPORTS = {
     "studies": {"config", "presets"},
     "parts": {"config", "studies"},
     "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
-    "classify": {"config", "devices", "images", "classifier", "losses"},
-    "adapt": {"config", "devices", "images", "classifier", "classify"},
+    "classify": {"backend", "config", "devices", "images", "classifier", "losses"},
+    "adapt": {"backend", "config", "devices", "images", "classifier", "classify"},
     "reading": {"config", "alphabet", "images", "classifier"},
     "session": {"config", "devices", "challenge", "checkpoints", "metrics", "target", "train", "workdir"},
     "stages": {
@@ -88,7 +88,7 @@ IMPORTS = {
     "finish": {"challenge", "estimate", "grids", "metrics", "reading", "reporting", "session", "workdir"},
     "pipeline": {
         *("alarms", "challenge", "classifier", "classify", "config", "estimate", "finish", "grids", "reading"),
-        *("refiner", "reporting", "rescore", "session", "stages", "state", "steps"),
+        *("adapt", "refiner", "reporting", "rescore", "session", "stages", "state", "steps"),
     },
     "predictor": {
         *("challenge", "checkpoints", "classifier", "classify", "config", "pipeline", "reading", "session", "stages"),
@@ -97,7 +97,7 @@ IMPORTS = {
     "benchmark": {"counts", "workdir"},
     "devices": {"config", "history"},
     "workbench": {
-        *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids", "images"),
+        *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids"),
         *("measures", "metrics", "parts", "pipeline", "reading", "refiner", "session", "stages", "studies", "workdir"),
     },
     "adoption": {"challenge", "parts", "session", "studies", "workbench", "workdir"},

@@ -29,7 +29,7 @@ def test_route_ends_with_the_oracle():
     names = [arm.name for arm in studies.study("route", config=presets.CPU).arms]
     assert names[:4] == ["seed raw", "seed refined", "seed both", "seed both self-trained"]
     assert names[-4:] == [
-        *("fitted in rounds shifted", "fitted in rounds self-trained shifted", "oracle", "oracle augmented"),
+        *("fitted in rounds decided", "fitted in rounds self-trained decided", "oracle", "oracle augmented"),
     ]
 
 
@@ -110,6 +110,17 @@ def test_self_training_goes_on_from_the_same_classifier():
     assert adapted.needs == (base,)
     assert folder(base) == folder(base, **{"adapt.steps": 7})
     assert folder(adapted) != folder(adapted, **{"adapt.steps": 7})
+
+
+def test_deciding_goes_on_from_the_same_readings():
+    for self_trained in (False, True):
+        base = parts.of_arm(Arm("a", "fitted", training="rounds", self_trained=self_trained))
+        decided = parts.of_arm(Arm("b", "fitted", training="rounds", self_trained=self_trained, decided=True))
+        assert decided.needs == (base,)
+        assert folder(decided) != folder(decided, **{"rescore.texts": 7})
+    # Self-training learns from decided readings, the rounds do not.
+    assert folder(parts.rounds()) == folder(parts.rounds(), **{"rescore.texts": 7})
+    assert folder(base) != folder(base, **{"rescore.texts": 7})
 
 
 def test_fitted_arms_build_on_the_rounds():
