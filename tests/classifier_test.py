@@ -105,7 +105,7 @@ def test_max_pool_and_its_gradient_are_those_of_a_loop(size):
     rows, columns = size
     x = generator.normal(size=(2, *size, 3)).astype(np.float32) - 3.0  # Zeros in the padding would win.
     want = np.full((2, (rows + 1) // 2, (columns + 1) // 2, 3), -np.inf, np.float32)
-    weights = generator.normal(size=want.shape).astype(np.float32)
+    weights = np.asarray(generator.normal(size=want.shape), np.float32)
     slope = np.zeros_like(x)
     for b, i, j, c in np.ndindex(want.shape):
         patch = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
