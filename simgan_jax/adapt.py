@@ -109,5 +109,5 @@ def adapt_step(
         config=classify_config,
         block=block,
     )
-    learned, seen = classify.over_blocks(gradient, real_drop_key, (strong, real.labels, real.use), block=block)
+    learned, seen = classify.over_blocks(real_drop_key, (strong, real.labels, real.use), gradient, block=block)
     return classify.update(state, jax.tree.map(jnp.add, supervised, learned), config=classify_config), metrics | seen

@@ -107,10 +107,10 @@ def reading_gradient(
             params, key, part, captcha, classifier_config=classifier_config, config=config
         )
 
-    return over_blocks(gradient, key, batch, block=block)
+    return over_blocks(key, batch, gradient, block=block)
 
 
-def over_blocks(function: Callable[[jax.Array, Any], Any], key: jax.Array, batch: Any, *, block: int | None) -> Any:
+def over_blocks(key: jax.Array, batch: Any, function: Callable[[jax.Array, Any], Any], *, block: int | None) -> Any:
     """Mean of `function(key, part)`, a tree of means, over equal parts of a batch (leaves `[B, ...]`), one at a time.
 
     Parts have `block` images, or the largest divisor of B below it; with None, or under a mesh, which divides the batch

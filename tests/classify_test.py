@@ -154,7 +154,7 @@ def test_parts_are_the_largest_that_divide_the_batch():
         return {"size": jnp.asarray(part.shape[0], jnp.float32), "mean": part.mean()}
 
     for count, block, size in ((8, 4, 4), (6, 4, 3), (7, 4, 1), (8, None, 8), (3, 4, 3), (4, 4, 4)):
-        got = classify.over_blocks(sizes, jax.random.key(0), jnp.arange(float(count)), block=block)
+        got = classify.over_blocks(jax.random.key(0), jnp.arange(float(count)), sizes, block=block)
         assert got["size"] == size
         np.testing.assert_allclose(got["mean"], (count - 1) / 2, rtol=1e-6)
 
@@ -165,11 +165,11 @@ def test_a_divided_batch_stays_whole():
         return jnp.asarray(part.shape[0])
 
     with jax.set_mesh(devices.mesh(2)):
-        got = jax.jit(lambda key, x: classify.over_blocks(size, key, devices.spread(x), block=2))(
+        got = jax.jit(lambda key, x: classify.over_blocks(key, devices.spread(x), size, block=2))(
             jax.random.key(0), jnp.ones((8, 3))
         )
     assert got == 8
     with jax.set_mesh(devices.mesh(1)):
         assert (
-            jax.jit(lambda key, x: classify.over_blocks(size, key, x, block=2))(jax.random.key(0), jnp.ones((8,))) == 2
+            jax.jit(lambda key, x: classify.over_blocks(key, x, size, block=2))(jax.random.key(0), jnp.ones((8,))) == 2
         )
