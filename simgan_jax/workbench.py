@@ -84,21 +84,14 @@ class Workbench:
     def answer(self, arm: Arm, config: Config) -> Answer:
         """Trains an arm that needs no labels, unless that is done, and measures its refiner."""
         config, part = studies.arm_config(arm, config), parts.of_arm(arm)
-        found = self._facts(part, config, "collapsed")
-        stage, readings_name = _read_as(arm)
-        if found is None and self._facts(part, config, stage) is None:
-            try:
-                self._train(arm, config)
-            except alarms.CollapseError as error:
-                with self.open(part, config) as run:
+        try:
+            readings = self._readings(arm, config)
+        except alarms.CollapseError as error:
+            with self.open(part, config) as run:
+                if not run.workdir.done("collapsed"):
                     run.workdir.finish("collapsed", 0.0, message=str(error))
-                found = {"message": str(error)}
-        if found is not None:
-            return self._answer(part, config, None, {}, found["message"])
-        measured = self._measure(arm, config) if arm.refines else {}
-        with self.open(part, config) as run:
-            readings = reading.Readings(**run.workdir.load(readings_name))
-        return self._answer(part, config, readings, measured)
+            return self._answer(part, config, None, {}, str(error))
+        return self._answer(part, config, readings, self._measure(arm, config) if arm.refines else {})
 
     def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
         """Trains on the real labels of the captchas `seen`, by name, and reads the whole target."""
@@ -130,18 +123,25 @@ class Workbench:
         path = folder / "turing.png"
         return (path.read_bytes(), workdir.read_json(folder / "turing.json")) if path.is_file() else None
 
+    def _readings(self, arm: Arm, config: Config) -> reading.Readings:
+        """What an arm read, trained first unless that is done; raises CollapseError also if it collapsed before."""
+        part, (stage, name) = parts.of_arm(arm), _read_as(arm)
+        if (found := self._facts(part, config, "collapsed")) is not None:
+            raise alarms.CollapseError(found["message"])
+        if self._facts(part, config, stage) is None:
+            self._train(arm, config)
+        with self.open(part, config) as run:
+            return reading.Readings(**run.workdir.load(name))
+
     def _train(self, arm: Arm, config: Config) -> None:
         """Trains and reads; what the target shows then stands in the part's folder."""
         if arm.decided:
-            plain = dataclasses.replace(arm, decided=False, shifted=True)
-            self.answer(plain, config)
-            with self.open(parts.of_arm(plain), config) as run:
-                readings = reading.Readings(**run.workdir.load(f"readings.{SHIFTED}"))
+            readings = self._readings(dataclasses.replace(arm, decided=False, shifted=True), config)
             with self.open(parts.of_arm(arm), config) as run:
                 pipeline.rescore_stage(run, DECIDED, readings, self._glyphs(config))
             return
         if arm.shifted:
-            self.answer(dataclasses.replace(arm, shifted=False), config)
+            self._readings(dataclasses.replace(arm, shifted=False), config)
             with self.open(parts.of_arm(arm), config) as run:
                 _read(run, arm, _restore(run, arm))
             return

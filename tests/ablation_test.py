@@ -1,6 +1,7 @@
 """The runner of studies as a user meets it: real processes, tiny networks."""
 
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -153,9 +154,17 @@ def test_labels_are_opened_after_the_last_arm_and_before_the_oracle(target, tmp_
 
 def test_a_collapse_is_a_result(target, tmp_path):
     folder, labels = target
-    arm = Arm("wild", images="refined", overrides={"refine.optimizer": "sgd", "refine.refiner_lr": 1e30})
-    [row] = run(tmp_path, folder, studies.Study("wild", "?", (arm,)), lambda: labels)["rows"]
-    assert (row["collapsed"], row["all"], row["seeds"]) == (1, None, 1)
+    overrides = {"refine.optimizer": "sgd", "refine.refiner_lr": 1e30}
+    fitted = functools.partial(Arm, simulator="fitted", training="rounds", self_trained=True, overrides=overrides)
+    # What is read at shifts or decided builds on what has collapsed, under its own name and as another arm.
+    arms = (
+        Arm("wild", images="refined", overrides=overrides),
+        fitted("wild shifted", shifted=True),
+        fitted("wild decided", decided=True),
+    )
+    for _ in range(2):
+        rows = run(tmp_path, folder, studies.Study("wild", "?", arms), lambda: labels)["rows"]
+        assert [(row["collapsed"], row["all"], row["seeds"]) for row in rows] == [(1, None, 1)] * 3
     assert "1 of 1 seeds collapsed" in (tmp_path / "studies" / "wild" / "table.md").read_text()
 
 

@@ -40,6 +40,30 @@ def test_arm_names():
     assert pipeline.arm_names(plain) == ("synthetic", "refined")
 
 
+def test_glyphs_of_a_fit_that_failed_decide_nothing(small_run, tmp_path):
+    """Where an arm from before the fit is believed more, what the fitted one read is learned as it stands."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.workdir, folder)
+    stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != "rescore/fitted"]
+    (folder / "stages.json").write_text(json.dumps(stages))
+    identity = workdir.read_json(folder / "config.json")
+    config = workdir.config_from(identity.pop("config"))
+    opened = session.open_run(folder, small_run.challenges, config=config, identity=identity, seed=identity["seed"])
+    with opened as run:
+        fitted = reading.Readings(**run.workdir.load("readings.fitted0"))
+        # Each character once in each slot, surely or hardly.
+        even = np.eye(4, dtype=np.float32)[np.arange(60) % 4][:, None].repeat(2, axis=1)
+        sure, unsure = (reading.Readings(0.01 + even * share, fitted.poses) for share in (0.96, 0.3))
+        atlas = pipeline.last_glyphs(run)
+        assert pipeline.decided_belief(run, sure, unsure, fitted, atlas) is fitted
+        assert pipeline.decided_belief(run, unsure, sure, fitted, atlas) is fitted
+        assert not run.workdir.done("rescore/fitted")
+        believed = fitted._replace(probabilities=0.05 + even * 0.8)
+        decided = pipeline.decided_belief(run, unsure, unsure, believed, atlas)
+        assert run.workdir.done("rescore/fitted")
+        assert np.abs(decided.probabilities - believed.probabilities).max() > 0.01
+
+
 def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run, tmp_path):
     """What the stage decided is loaded when asked again, and the predictor decides the same of the same images."""
     folder = tmp_path / "run"
