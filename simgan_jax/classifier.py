@@ -44,6 +44,31 @@ class _SeedClassifier(nn.Module):
         return Reading(logits, jnp.zeros((*logits.shape[:2], 3)))
 
 
+class GroupNorm(nn.Module):
+    """Group normalisation of `[B, H, W, C]`, as Flax has it (parameters, epsilon), with cheaper passes on a CPU.
+
+    Channels are summed singly, which runs along the vectors, and each entry takes one product and one sum.
+    """
+
+    group_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, C = x.shape[0], x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (C,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (C,))
+
+        def mean(x: jax.Array) -> jax.Array:
+            """`[B, C]`, the same for all channels of a group."""
+            groups = x.mean(axis=(1, 2)).reshape(B, C // self.group_size, self.group_size)
+            return jnp.broadcast_to(groups.mean(axis=-1, keepdims=True), groups.shape).reshape(B, C)
+
+        centre = mean(x)
+        variance = jnp.maximum(mean(x * x) - centre * centre, 0.0)
+        factor = scale[None] * jax.lax.rsqrt(variance + 1e-6)
+        return x * factor[:, None, None] + (bias[None] - centre * factor)[:, None, None]
+
+
 class _SlotClassifier(nn.Module):
     """Trunk at a quarter of the resolution, an attention map for each slot, heads shared by the slots."""
 
@@ -58,7 +83,7 @@ class _SlotClassifier(nn.Module):
         x = _space_to_depth(images)
         for i, features in enumerate(config.widths):
             y = Conv(features, (3, 3), use_bias=False)(x)
-            y = nn.relu(nn.GroupNorm(num_groups=None, group_size=min(features, 16))(y))
+            y = nn.relu(GroupNorm(min(features, 16))(y))
             x = x + y if x.shape == y.shape else y
             if i == 0:
                 x = _max_pool(x)

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +98,22 @@ def test_an_image_is_read_alone_as_in_a_batch(key):
     together, alone = apply(images), apply(images[1:2])
     np.testing.assert_allclose(together.logits[1], alone.logits[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together.poses[1], alone.poses[0], rtol=1e-4, atol=1e-4)
+
+
+def test_group_norm_is_flaxs(key):
+    generator = np.random.default_rng(1)
+    x = jnp.asarray(generator.normal(0.5, 2.0, (3, 5, 7, 12)) * np.arange(1, 13), jnp.float32).at[0, ..., :4].set(1.5)
+    g = jnp.asarray(generator.normal(size=x.shape), jnp.float32)
+    params = {name: jnp.asarray(generator.normal(size=12), jnp.float32) for name in ("scale", "bias")}
+    ours, flaxs = classifier.GroupNorm(4), nn.GroupNorm(num_groups=None, group_size=4)
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours.init(key, x), flaxs.init(jax.random.clone(key), x)))
+    (got, got_vjp), (want, want_vjp) = (
+        jax.vjp(lambda params, x, norm=norm: norm.apply({"params": params}, x), params, x) for norm in (ours, flaxs)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    # The first group of the first image is constant: its slope is a thousand times that of the others.
+    for a, b in zip(jax.tree.leaves(got_vjp(g)), jax.tree.leaves(want_vjp(g)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 7), (1, 1)])

@@ -9,6 +9,13 @@ from simgan_jax import backend, convolution
 from simgan_jax.convolution import Conv, conv
 
 
+@pytest.fixture(params=["convolution", "products"])
+def way(request, monkeypatch):
+    """Kernel gradients in both ways, for few images and for many."""
+    monkeypatch.setattr(convolution, "_FEW", 2**20 if request.param == "convolution" else 0)
+    return request.param
+
+
 def plain(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -56,7 +63,7 @@ def test_same_padding_keeps_the_size_and_halves_it_rounded_up():
         ((9, 8), (7, 7), 1, 2, 2),
     ],
 )
-def test_gradients_are_those_of_the_plain_convolution(size, kernel_size, channels, features, stride, padding):
+def test_gradients_are_those_of_the_plain_convolution(way, size, kernel_size, channels, features, stride, padding):
     generator = np.random.default_rng(1)
     x = jnp.asarray(generator.normal(size=(3, *size, channels)), jnp.float32)
     kernel = jnp.asarray(generator.normal(size=(*kernel_size, channels, features)), jnp.float32)
@@ -70,7 +77,7 @@ def test_gradients_are_those_of_the_plain_convolution(size, kernel_size, channel
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_kernel_gradient_is_right_on_every_backend():
+def test_kernel_gradient_is_right_on_every_backend(way):
     generator = np.random.default_rng(2)
     x = jnp.asarray(generator.normal(size=(2, 5, 6, 2)), jnp.float32)
     g = jnp.asarray(generator.normal(size=(2, 3, 3, 3)), jnp.float32)
@@ -95,12 +102,15 @@ def test_input_gradient_is_right_on_every_backend(size, kernel_size, stride, pad
     np.testing.assert_allclose(got, vjp(g)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_backend_decides():
-    jaxpr = str(jax.make_jaxpr(jax.grad(lambda k: conv(jnp.ones((2, 4, 4, 1)), k).sum()))(jnp.ones((3, 3, 1, 1))))
-    assert ("scan[" in jaxpr) == backend.has_slow_convolution_gradients() == (jax.default_backend() == "cpu")
+@pytest.mark.parametrize(("count", "sign"), [(2, "optimization_barrier"), (40_000, "scan[")])
+def test_the_backend_and_the_number_of_images_decide(count, sign):
+    x = jnp.ones((count, 4, 4, 1))
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda k: conv(x, k).sum()))(jnp.ones((3, 3, 1, 1))))
+    assert (sign in jaxpr) == backend.has_slow_convolution_gradients() == (jax.default_backend() == "cpu")
+    assert ("scan[" in jaxpr) == (sign in jaxpr and count > 2)
 
 
-def test_second_derivative():
+def test_second_derivative(way):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 4, 1)), jnp.float32)
 
     def penalty(function):
@@ -111,7 +121,7 @@ def test_second_derivative():
     np.testing.assert_allclose(got, jax.grad(penalty(lambda x, k: plain(x, k, 1, "SAME")))(kernel), rtol=1e-3)
 
 
-def test_vmap_is_a_loop():
+def test_vmap_is_a_loop(way):
     generator = np.random.default_rng(5)
     x = jnp.asarray(generator.normal(size=(2, 3, 4, 4, 1)), jnp.float32)
     kernels = jnp.asarray(generator.normal(size=(2, 3, 3, 1, 2)), jnp.float32)

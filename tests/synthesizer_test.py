@@ -79,6 +79,19 @@ def test_draw_is_the_oracle_in_whole_numbers(atlas, glyph_layout, expected):
     assert np.abs(drawn - expected).mean() < 0.1 / 255
 
 
+def test_slots_are_laid_one_over_the_other(atlas, glyph_layout):
+    packed = synthesizer.pack(jnp.asarray(atlas))
+    draw = jax.jit(functools.partial(synthesizer.draw, height=HEIGHT, width=WIDTH))
+    bare = np.ones((6, HEIGHT, WIDTH))
+    for slot in range(3):
+        one = draw(packed, jax.tree.map(lambda leaf, slot=slot: leaf[:, slot : slot + 1], glyph_layout))
+        bare *= 1.0 - np.asarray(one, np.float64)
+    drawn = np.asarray(draw(packed, glyph_layout), np.float64)
+    # To the rounding of single precision, and so the same bytes of ink.
+    np.testing.assert_allclose(drawn, 1.0 - bare, atol=3e-7)
+    np.testing.assert_array_equal(np.round(255.0 * drawn), np.round(255.0 * (1.0 - bare)))
+
+
 def test_a_glyph_turns_counter_clockwise():
     cells = np.zeros((1, 1, SIZE, SIZE), np.float32)
     cells[0, 0, SIZE // 2, SIZE // 2 : SIZE // 2 + 6] = 1.0
@@ -239,6 +252,21 @@ def test_on_black_and_without_a_codec_ink_is_coverage(coverage, scene):
     assert coverage.max() > 0.99 and coverage.min() == 0.0
     black = Scene(np.zeros_like(scene.background), np.zeros_like(scene.mask), 255.0, None)
     np.testing.assert_array_equal(developed(coverage, black, CONFIG), images.to_uint8(2.0 * coverage[..., None] - 1.0))
+
+
+def test_what_follows_does_not_draw_again(packed, scene):
+    plain = dataclasses.replace(CONFIG, synthesizer=dataclasses.replace(CONFIG.synthesizer, codec=False))
+    drawn = jax.jit(jax.vmap(LAWS["wide"]))(keys(*range(40)))
+    draw = functools.partial(synthesizer.draw, height=CONFIG.captcha.height, width=CONFIG.captcha.width)
+
+    def flops(function: Callable[..., jax.Array], *arguments: object) -> float:
+        return (jax.jit(function).lower(*arguments).compile().cost_analysis() or {})["flops"]
+
+    def develop(coverage: jax.Array) -> jax.Array:
+        return synthesizer.develop(coverage, scene, config=plain)
+
+    apart = flops(draw, packed, drawn) + flops(develop, draw(packed, drawn))
+    assert flops(lambda *arguments: develop(draw(*arguments)), packed, drawn) < 1.2 * apart
 
 
 def test_developing_codes_an_image_as_the_target_is(coverage, scene):
