@@ -29,6 +29,11 @@ def block_size() -> int | None:
     return 4 if jax.default_backend() == "cpu" else None
 
 
+def drawings() -> int:
+    """Captchas at a time whose drawings settle: as many as a CPU's cache holds."""
+    return 32 if jax.default_backend() == "cpu" else 512
+
+
 def device_count() -> int:
     """Devices that training is divided over unless a number is asked for: every accelerator, but one CPU.
 

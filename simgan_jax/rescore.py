@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import fit, reading
+from simgan_jax import backend, fit, reading
 from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
 
-BATCH = 500
+# Surest readings that tell what a drawing leaves of a captcha.
+SURE = 500
 # Characters of each slot that texts are made of.
 CHOICES = 4
 # Rounds that start from where the reader and the best text stand; later ones start beside them.
@@ -122,7 +123,7 @@ class Rescorer:
 
     def usual_residual(self, ink: np.ndarray, readings: reading.Readings) -> float:
         """What a drawing leaves of the captchas `[N, H, W]` that are read most surely, the median."""
-        rows = np.argsort(-certainty(readings), kind="stable")[:BATCH]
+        rows = np.argsort(-certainty(readings), kind="stable")[:SURE]
         labels = readings.probabilities[rows].argmax(axis=-1).astype(np.int32)
         _, residual = self._settled(ink, rows, labels, readings.poses[rows])
         # Drawings that leave nothing at all would make any difference infinite.
@@ -260,10 +261,11 @@ def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, sc
 
 
 def _batches(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of each batch, and the same filled up to BATCH."""
-    for start in range(0, count, BATCH):
-        part = np.arange(start, min(start + BATCH, count))
-        yield part, np.resize(part, BATCH)
+    """Rows of each batch, and the same filled up to its full size."""
+    size = backend.drawings()
+    for start in range(0, count, size):
+        part = np.arange(start, min(start + size, count))
+        yield part, np.resize(part, size)
 
 
 def certainty(readings: reading.Readings) -> np.ndarray:

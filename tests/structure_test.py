@@ -54,7 +54,7 @@ IMPORTS = {
     "target": {"config", "images"},
     "synthesizer": {"config", "images", "layout", "target"},
     "fit": {"config", "layout", "synthesizer"},
-    "rescore": {"config", "fit", "reading"},
+    "rescore": {"backend", "config", "fit", "reading"},
     "state": {"config", "refiner", "discriminator", "history"},
     "steps": {
         *(
