@@ -88,17 +88,17 @@ def adapt_step(
     block = backend.block_size()
 
     def consistency(
-        params: classifier.Params, key: jax.Array, strong: jax.Array, labels: jax.Array, use: jax.Array
+        params: classifier.Params, keys: jax.Array, strong: jax.Array, labels: jax.Array, use: jax.Array
     ) -> tuple[jax.Array, classify.Metrics]:
-        read = classifier.apply(params, strong, captcha, config=classifier_config, dropout_key=key)
+        read = classifier.apply(params, strong, captcha, config=classifier_config, dropout_keys=keys)
         log_p = jax.nn.log_softmax(read.logits, axis=-1)
         picked = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
         loss = -(picked * use).sum(axis=-1).mean()
         agreed = jnp.mean(read.logits.argmax(axis=-1) == labels)
         return config.weight * loss, {"consistency": loss, "used": use.mean(), "agreed": agreed}
 
-    def gradient(key: jax.Array, part: tuple[jax.Array, ...]) -> tuple[classifier.Params, classify.Metrics]:
-        return jax.grad(consistency, has_aux=True)(state.params, key, *part)
+    def gradient(part: tuple[jax.Array, ...]) -> tuple[classifier.Params, classify.Metrics]:
+        return jax.grad(consistency, has_aux=True)(state.params, *part)
 
     supervised, metrics = classify.reading_gradient(
         state.params,
@@ -109,5 +109,6 @@ def adapt_step(
         config=classify_config,
         block=block,
     )
-    learned, seen = classify.over_blocks(real_drop_key, (strong, real.labels, real.use), gradient, block=block)
+    part = classify.image_keys(real_drop_key, strong), strong, real.labels, real.use
+    learned, seen = classify.over_blocks(part, gradient, block=block)
     return classify.update(state, jax.tree.map(jnp.add, supervised, learned), config=classify_config), metrics | seen

@@ -31,15 +31,15 @@ class _SeedClassifier(nn.Module):
     vocabulary: int
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Reading:
+    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None) -> Reading:
         config = self.config
         x = nn.relu(Conv(config.widths[0], (3, 3), padding="VALID")(images))
         for width in config.widths[1:]:
             x = nn.relu(Conv(width, (3, 3), padding="VALID")(x))
             x = _max_pool(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
-        x = nn.Dropout(0.25, deterministic=not train)(x)
+        x = dropout(dropout_keys, x, rate=0.25, layer=0)
         x = nn.relu(nn.Dense(config.hidden)(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = dropout(dropout_keys, x, rate=0.5, layer=1)
         logits = nn.Dense(self.length * self.vocabulary)(x).reshape(-1, self.length, self.vocabulary)
         return Reading(logits, jnp.zeros((*logits.shape[:2], 3)))
 
@@ -77,7 +77,7 @@ class _SlotClassifier(nn.Module):
     vocabulary: int
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Reading:
+    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None) -> Reading:
         config = self.config
         height, width = images.shape[1:3]
         x = _space_to_depth(images)
@@ -92,7 +92,7 @@ class _SlotClassifier(nn.Module):
         position = self.param("position", _reading_order, (rows, columns, self.length))
         attention = nn.softmax((scores + position[None]).reshape(-1, rows * columns, self.length), axis=1)
         slots = jnp.einsum("bpl,bpc->blc", attention, x.reshape(-1, rows * columns, x.shape[-1]))
-        slots = nn.Dropout(config.dropout, deterministic=not train)(slots)
+        slots = dropout(dropout_keys, slots, rate=config.dropout, layer=0)
         hidden = nn.relu(nn.Dense(config.hidden)(slots))
         logits = nn.Dense(self.vocabulary)(hidden)
         scale = jnp.asarray([height / rows, width / columns])
@@ -143,7 +143,7 @@ def _module(captcha: CaptchaConfig, config: ClassifierConfig) -> nn.Module:
 def init(key: jax.Array, captcha: CaptchaConfig, *, config: ClassifierConfig) -> Params:
     """Parameters for images `[B, H, W, 1]`. The key is consumed."""
     example = jnp.zeros((1, captcha.height, captcha.width, 1))
-    return _module(captcha, config).init(key, example, train=False)["params"]
+    return _module(captcha, config).init(key, example, None)["params"]
 
 
 def apply(
@@ -152,9 +152,22 @@ def apply(
     captcha: CaptchaConfig,
     *,
     config: ClassifierConfig,
-    dropout_key: jax.Array | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> Reading:
-    """Reads images `[B, H, W, 1]` in [-1, 1]; with a key (consumed) dropout is on, as in training."""
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    reading = _module(captcha, config).apply({"params": params}, images, train=rngs is not None, rngs=rngs)
-    return cast(Reading, reading)
+    """Reads images `[B, H, W, 1]` in [-1, 1]; with keys `[B]` (consumed) dropout is on, as in training."""
+    return cast(Reading, _module(captcha, config).apply({"params": params}, images, dropout_keys))
+
+
+def dropout(keys: jax.Array | None, x: jax.Array, *, rate: float, layer: int) -> jax.Array:
+    """`[B, ...]` with each entry 0 at that rate or divided by the rate of the others; without keys, as it is.
+
+    Keys `[B]`, one an image and not one a batch, so that what an image loses does not depend on how a batch is divided.
+    Each layer has its number; the keys are consumed for it alone.
+    """
+    if keys is None:
+        return x
+
+    def kept(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), x / (1.0 - rate), 0.0)

@@ -66,7 +66,7 @@ def draw_batch(key: jax.Array, pool: Pool, *, batch_size: int) -> Pool:
 
 def reading_loss(
     params: classifier.Params,
-    dropout_key: jax.Array,
+    dropout_keys: jax.Array,
     batch: Pool,
     captcha: CaptchaConfig,
     *,
@@ -75,7 +75,7 @@ def reading_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Mean over the batch of the summed character cross-entropies, plus the weighted pose error where there is one."""
     reading = classifier.apply(
-        params, images.to_unit(batch.ink), captcha, config=classifier_config, dropout_key=dropout_key
+        params, images.to_unit(batch.ink), captcha, config=classifier_config, dropout_keys=dropout_keys
     )
     cross_entropy = losses.character_cross_entropy(reading.logits, batch.labels).mean()
     metrics = {
@@ -102,34 +102,39 @@ def reading_gradient(
 ) -> tuple[classifier.Params, Metrics]:
     """Gradient of `reading_loss` and its metrics, from blocks of `block` images (`over_blocks`). Consumes the key."""
 
-    def gradient(key: jax.Array, part: Pool) -> tuple[classifier.Params, Metrics]:
+    def gradient(part: tuple[jax.Array, Pool]) -> tuple[classifier.Params, Metrics]:
         return jax.grad(reading_loss, has_aux=True)(
-            params, key, part, captcha, classifier_config=classifier_config, config=config
+            params, *part, captcha, classifier_config=classifier_config, config=config
         )
 
-    return over_blocks(key, batch, gradient, block=block)
+    return over_blocks((image_keys(key, batch), batch), gradient, block=block)
 
 
-def over_blocks(key: jax.Array, batch: Any, function: Callable[[jax.Array, Any], Any], *, block: int | None) -> Any:
-    """Mean of `function(key, part)`, a tree of means, over equal parts of a batch (leaves `[B, ...]`), one at a time.
+def image_keys(key: jax.Array, batch: Any) -> jax.Array:
+    """Keys `[B]`, one for each image of a batch (leaves `[B, ...]`), by its place there. The key is consumed."""
+    count = jax.tree.leaves(batch)[0].shape[0]
+    return devices.spread(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count)))
+
+
+def over_blocks(batch: Any, function: Callable[[Any], Any], *, block: int | None) -> Any:
+    """Mean of `function(part)`, a tree of means, over equal parts of a batch (leaves `[B, ...]`), one at a time.
 
     Parts have `block` images, or the largest divisor of B below it; with None, or under a mesh, which divides the batch
-    already, the batch stays whole. The key is consumed; each part has its own.
+    already, the batch stays whole.
     """
     count = jax.tree.leaves(batch)[0].shape[0]
     if block is None or block >= count or devices.is_divided():
-        return function(key, batch)
+        return function(batch)
     size = max(size for size in range(1, block + 1) if count % size == 0)
     parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count // size))
 
-    def add(total: Any, each: tuple[jax.Array, Any]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(*each)), None
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
 
-    shapes = jax.eval_shape(function, keys[0], jax.tree.map(lambda leaf: leaf[0], parts))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     # Two at a time, so that XLA has both to share between its threads.
-    total, _ = jax.lax.scan(add, zeros, (keys, parts), unroll=2)
+    total, _ = jax.lax.scan(add, zeros, parts, unroll=2)
     return jax.tree.map(lambda leaf: leaf * (size / count), total)
 
 

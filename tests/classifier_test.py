@@ -76,18 +76,39 @@ def test_a_fresh_slot_looks_at_its_own_part(key):
     assert columns[0] < 16 < columns[1]
 
 
-def test_dropout_needs_a_key(key):
+@pytest.mark.parametrize(
+    "config",
+    [ClassifierConfig(widths=(8,), hidden=16, dropout=0.5), ClassifierConfig(kind="seed", widths=(4, 4), hidden=16)],
+)
+def test_dropout_needs_keys(key, config):
     init_key, image_key, one, two = jax.random.split(key, 4)
-    config = ClassifierConfig(widths=(8,), hidden=16, dropout=0.5)
     params = make(init_key, config)
     images = jax.random.uniform(image_key, (2, 16, 32, 1), minval=-1.0)
 
     @jax.jit
-    def logits(dropout_key):
-        return classifier.apply(params, images, TINY, config=config, dropout_key=dropout_key).logits
+    def logits(dropout_keys):
+        return classifier.apply(params, images, TINY, config=config, dropout_keys=dropout_keys).logits
 
+    one, two = (jax.random.split(key, 2) for key in (one, two))
     assert np.array_equal(logits(None), logits(None))
     assert not np.allclose(logits(one), logits(two))
+    # An image's own key decides what it loses.
+    mixed = logits(jnp.stack([one[0], two[1]]))
+    np.testing.assert_allclose(mixed[0], logits(one)[0], rtol=1e-5)
+    np.testing.assert_allclose(mixed[1], logits(two)[1], rtol=1e-5)
+
+
+def test_dropout_keeps_the_mean(key):
+    x = jnp.full((500, 3, 40), 2.0)
+    first, second = (
+        classifier.dropout(jax.random.split(jax.random.clone(key), 500), x, rate=0.3, layer=layer) for layer in (0, 1)
+    )
+    assert set(np.unique(first).round(4)) == {0.0, np.float32(2.0 / 0.7).round(4)}
+    # Four standard deviations of 60,000 draws; layers and images lose entries independently.
+    assert abs((np.asarray(first) == 0).mean() - 0.3) < 0.0075
+    for other in (second, jnp.roll(first, 1, axis=0)):
+        assert abs(((np.asarray(first) == 0) & (np.asarray(other) == 0)).mean() - 0.09) < 0.005
+    assert classifier.dropout(None, x, rate=0.3, layer=0) is x
 
 
 def test_an_image_is_read_alone_as_in_a_batch(key):

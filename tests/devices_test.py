@@ -32,7 +32,7 @@ CONFIG = Config(
     refiner=RefinerConfig(width=4, blocks=1),
     discriminator=DiscriminatorConfig(widths=(4, 4, 4, 4)),
     refine=RefineConfig(batch_size=16, history_size=32),
-    classifier=ClassifierConfig(widths=(4,), hidden=4),
+    classifier=ClassifierConfig(widths=(4,), hidden=4, dropout=0.4),
     classify=ClassifyConfig(batch_size=8),
     adapt=AdaptConfig(batch_size=8, pool_batch_size=8),
 )
@@ -153,6 +153,15 @@ def test_one_and_eight_devices_train_the_same(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
+@pytest.mark.parametrize("name", ["classify", "adapt"])
+def test_one_device_and_two_train_the_same_classifier(name):
+    """What each image loses to dropout too, though one CPU takes its batch in blocks and two devices in halves."""
+    (one, one_metrics), (two, two_metrics) = trained(name, 1), trained(name, 2)
+    for lone, both in zip(jax.tree.leaves((one, one_metrics)), jax.tree.leaves((two, two_metrics)), strict=True):
+        np.testing.assert_allclose(np.asarray(lone), np.asarray(both), atol=1e-3, rtol=1e-4)
 
 
 def test_without_a_mesh_nothing_changes():
