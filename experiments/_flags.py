@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from simgan_jax import alarms, backend, challenge, checkpoints, config, devices, metrics, presets
+from simgan_jax import alarms, backend, challenge, checkpoints, config, devices, hosts, metrics, presets
 from simgan_jax import workdir as workdirs
 
 USER_ERRORS = (
@@ -22,6 +23,7 @@ USER_ERRORS = (
     workdirs.WorkdirError,
     metrics.MetricsError,
     alarms.CollapseError,
+    hosts.HostsError,
     OSError,
 )
 
@@ -35,6 +37,21 @@ _CACHE = flags.DEFINE_string(
 )
 _DEVICES = flags.DEFINE_integer(
     "devices", 0, "Devices to divide each batch over; 0 for every accelerator, or one CPU.", lower_bound=0
+)
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost",
+    False,
+    "This is one of several processes, all started with the same flags, that train together on all their devices, in "
+    "one workdir that all see. JAX finds the others under Slurm, Kubernetes, Open MPI and on TPU pods.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for --multihost where JAX cannot find it."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, for --multihost where JAX cannot find it.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0, for --multihost where JAX cannot find it.", lower_bound=0
 )
 
 
@@ -74,8 +91,31 @@ def workdir() -> pathlib.Path:
     return pathlib.Path(os.path.abspath(WORKDIR.value))
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses flags and runs a script; what a user can mend ends as one line on stderr and exit code 2."""
+@contextlib.contextmanager
+def _together(multihost: bool) -> Iterator[None]:
+    """What training is divided over: devices of this process, or the processes of --multihost, of which one prints."""
+    places = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not _MULTIHOST.value:
+        if places != (None, None, None):
+            raise config.ConfigError("--coordinator, --num_processes, --process_id: give --multihost with them")
+        count = _DEVICES.value or backend.device_count()
+        with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
+            yield
+        return
+    if not multihost:
+        raise config.ConfigError("--multihost: pretrain, train_simgan, train_classifier and run take it: leave it out")
+    if _DEVICES.value:
+        raise config.ConfigError(f"--devices={_DEVICES.value}: --multihost takes all devices: leave one of them out")
+    hosts.start(*places)
+    with contextlib.nullcontext() if hosts.is_first() else contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def run(main: Callable[[], int | None], *, multihost: bool = False) -> None:
+    """Parses flags and runs a script; what a user can mend ends as one line on stderr and exit code 2.
+
+    `multihost` tells whether the script can be one of several processes.
+    """
 
     def guarded(argv: Sequence[str]) -> int | None:
         if argv[1:]:
@@ -85,8 +125,7 @@ def run(main: Callable[[], int | None]) -> None:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         try:
-            count = _DEVICES.value or backend.device_count()
-            with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
+            with _together(multihost):
                 return main()
         except USER_ERRORS as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Opening the run that the flags ask for: its target, a folder or the embedded contest, and its workdir."""
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import _flags
-from simgan_jax import contest, contest_client, glyphs, metrics, session
+from simgan_jax import contest, contest_client, devices, glyphs, hosts, metrics, session
 from simgan_jax.config import Config, ConfigError
 
 _TARGET = flags.DEFINE_string(
@@ -36,7 +37,8 @@ def open_run() -> Iterator[Opened]:
     """
     config, workdir, captchas, url = _flags.chosen_config(), _flags.workdir(), pathlib.Path(_TARGET.value), None
     seed = _flags.SEED.value
-    # Before the workdir is made: it would be bound to a font that cannot be used.
+    # Before the workdir is made: it would be bound to what cannot be used.
+    devices.check_batches(config)
     for font in config.synthesizer.fonts:
         glyphs.load_font(font, config.captcha.height)
     identity = {"preset": _flags.PRESET.value, "seed": seed, "target": _TARGET.value}
@@ -47,7 +49,8 @@ def open_run() -> Iterator[Opened]:
             url = stack.enter_context(contest.serve(game))
             # Each contest has a folder of its own: files that are there already are not asked for again.
             captchas = workdir.with_name(f"{workdir.name}.challenges") / f"{_USER.value}-{seed}-{_IMAGES.value}"
-            contest_client.download(url, game.size // game.batch_size, captchas, progress=False)
+            batches = game.size // game.batch_size
+            hosts.in_turn(functools.partial(contest_client.download, url, batches, captchas, progress=False))
         run = stack.enter_context(session.open_run(workdir, captchas, config=config, identity=identity, seed=seed))
         yield Opened(run, identity, url)
 

@@ -14,7 +14,7 @@ import sys
 from absl import flags
 
 from experiments import _flags
-from simgan_jax import ablation, evaluate, labels, studies, workdir
+from simgan_jax import ablation, devices, evaluate, labels, studies, workdir
 
 _STUDY = flags.DEFINE_enum("study", None, sorted(studies.STUDIES), "What to compare.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from --seed on.", lower_bound=1)
@@ -38,6 +38,7 @@ def command() -> str:
 
 def main() -> int:
     config = _flags.chosen_config()
+    devices.check_batches(config)
     study = studies.study(_STUDY.value, config=config)
     if _ARMS.value:
         study = studies.only(study, _ARMS.value)

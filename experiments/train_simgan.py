@@ -29,4 +29,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    _flags.run(main)
+    _flags.run(main, multihost=True)

@@ -4,17 +4,21 @@ import os
 import pathlib
 import secrets
 
+from simgan_jax import hosts
+
 
 class WriteError(OSError):
     """A file that could not be written; one line with file, reason and remedy. What stood there before still does."""
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file beside `path`, syncs it and moves it there in one step.
+    """Writes a file beside `path`, syncs it and moves it there in one step; of several processes the first alone.
 
     Raises:
       WriteError: full disk, missing folder, no permission; nothing of the new file is left.
     """
+    if not hosts.is_first():
+        return
     path = pathlib.Path(path)
     # The name is cut because a suffix on a name of the longest legal length would be refused.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")

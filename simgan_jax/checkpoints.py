@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from simgan_jax import hosts
+
 State = Any
 Result = TypeVar("Result")
 KEPT = 2
@@ -29,7 +31,8 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one stage, of which the newest two stay; use it as a context manager.
 
-    A state is a pytree of arrays. Whatever happens while one is written, those before it are intact.
+    A state is a pytree of arrays; where several processes have parts of it, all of them call every method and each
+    writes what it has into the one folder. Whatever happens while one is written, those before it are intact.
 
     Args:
       folder: made if it is not there; half-written checkpoints of a killed run in it are removed.
@@ -43,14 +46,18 @@ class Checkpoints:
         self._checkpointer = self._attempt(self._open, "cannot be used", "give a folder that can be written")
 
     def _open(self) -> ocp.training.Checkpointer:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
+        hosts.in_turn(self._prepare)
         return ocp.training.Checkpointer(
             str(self._folder), preservation_policy=ocp.training.preservation_policies.LatestN(KEPT)
         )
 
+    def _prepare(self) -> None:
+        if hosts.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+
     def _remove_unfinished(self) -> None:
-        for path in self._folder.glob(UNFINISHED):
+        for path in self._folder.glob(UNFINISHED) if hosts.is_first() else ():
             shutil.rmtree(path, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -1,18 +1,26 @@
 """Data parallelism: batches split over the devices of the ambient mesh (`jax.set_mesh`), states on each of them.
 
+Where several processes make a run (hosts.py), the mesh of training has the devices of all, and what comes between,
+drawing, fitting and reading, is done by each process for itself, with one of its own.
+
 Without a mesh everything stays as it is. Under one the compiler divides the work and sums the gradients, so a step is
 the same mathematics for any number of devices: the same key draws the same global batch.
 """
 
+import contextlib
+import math
+import operator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simgan_jax.config import ConfigError
+from simgan_jax.config import Config, ConfigError
 from simgan_jax.history import HistoryState
 
 AXIS = "data"
+BATCHES = ("refine.batch_size", "classify.batch_size", "adapt.batch_size", "adapt.pool_batch_size")
 
 
 def mesh(count: int) -> Mesh:
@@ -31,6 +39,29 @@ def is_divided() -> bool:
     """Whether batches are divided over the devices of an ambient mesh."""
     ambient = jax.sharding.get_abstract_mesh()
     return not ambient.empty and ambient.size > 1
+
+
+def everywhere() -> contextlib.AbstractContextManager[Any]:
+    """The context of training: the ambient mesh, or a mesh of all devices of several processes."""
+    return jax.set_mesh(mesh(jax.device_count())) if jax.process_count() > 1 else contextlib.nullcontext()
+
+
+def check_batches(config: Config) -> None:
+    """Raises where training could not divide its batches evenly.
+
+    Raises:
+      ConfigError: a batch that is no multiple of the devices.
+    """
+    with everywhere():
+        ambient = jax.sharding.get_abstract_mesh()
+        count = 1 if ambient.empty else ambient.size
+    for field in BATCHES:
+        size, even = operator.attrgetter(field)(config), math.lcm(count, 2)
+        if size % count:
+            raise ConfigError(
+                f"config.{field}={size}: {count} devices cannot share it evenly: give a multiple of {count} such as "
+                f"{-(-size // even) * even}, or another number of devices"
+            )
 
 
 def spread(batch: Any) -> Any:
@@ -54,7 +85,23 @@ def place(tree: Any) -> Any:
     def put(node: Any) -> Any:
         if isinstance(node, HistoryState):
             divides = node.data.shape[0] % ambient.size == 0
-            return HistoryState(jax.device_put(node.data, split if divides else whole), put(node.size))
-        return jax.device_put(node, whole)
+            return HistoryState(_put(node.data, split if divides else whole), put(node.size))
+        return _put(node, whole)
 
     return jax.tree.map(put, tree, is_leaf=lambda node: isinstance(node, HistoryState))
+
+
+def _put(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1 or not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # Each process has the same array, so that nothing is sent, as it would be to compare them.
+    own = np.asarray(array)
+    return jax.make_array_from_callback(own.shape, sharding, own.__getitem__)
+
+
+def collect(tree: Any) -> Any:
+    """A state that was trained on the ambient mesh; with several processes, whole on one device of each of them."""
+    if jax.process_count() == 1:
+        return tree
+    whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    return jax.tree.map(lambda x: x.addressable_data(0), jax.jit(lambda x: x, out_shardings=whole)(tree))

@@ -17,7 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from simgan_jax import atomic
+from simgan_jax import atomic, hosts
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -176,6 +176,25 @@ class MetricsWriter:
         self._boards[stage].flush()
 
 
+class NoWriter(MetricsWriter):
+    """Writes nothing: for the processes of a run that do not report."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def write_image(self, stage: str, step: int, name: str, image: np.ndarray) -> None:
+        pass
+
+    def resume(self, stage: str, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of `workdir/metrics.jsonl` in order, null as NaN; none if there is no such file.
 
@@ -195,7 +214,7 @@ def progress(
     """A progress bar with rate and time left, a context manager with `update(n)` and `set_postfix(**values)`.
 
     On a terminal it redraws itself; elsewhere it adds a line every ten seconds at most, and one at the end. What
-    `set_postfix` is given shows with the next update.
+    `set_postfix` is given shows with the next update. Of several processes the first alone shows one.
 
     Args:
       stage: text before the bar; total, initial: steps in all and done before.
@@ -213,6 +232,7 @@ def progress(
         miniters=1,
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
+        disable=not hosts.is_first(),
     )
 
 

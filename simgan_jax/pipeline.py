@@ -164,7 +164,8 @@ def read_arm(
         confidence=float(confidences.mean()),
         estimate=estimate.accuracy(readings.probabilities).estimate,
     )
-    return readings
+    # What was written, so that processes on unlike hosts go on with the same numbers.
+    return reading.Readings(**run.workdir.load(name))
 
 
 def fit_stage(run: Run, number: int, readings: reading.Readings, simulator: stages.Simulator) -> stages.Simulator:

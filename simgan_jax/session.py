@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simgan_jax import challenge, checkpoints, devices, metrics, target, train
+from simgan_jax import challenge, checkpoints, devices, hosts, metrics, target, train
 from simgan_jax.config import Config
 from simgan_jax.workdir import Workdir, WorkdirError
 
@@ -70,12 +70,13 @@ def open_run(
 
     Raises:
       ChallengeError, WorkdirError, MetricsError: unusable input or folder.
+      HostsError: so it is for another process of the run.
     """
     start = time.monotonic()
-    seen = read_target(captchas, config=config)
+    seen = hosts.agreed(lambda: read_target(captchas, config=config))
     with (
         Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
-        metrics.MetricsWriter(workdir.path) as writer,
+        hosts.agreed(lambda: _writer(workdir.path)) as writer,
     ):
         if workdir.done("target"):
             before = workdir.load("scene")["background"], workdir.facts("target")["images"]
@@ -88,6 +89,10 @@ def open_run(
             workdir.save("scene", **scene_arrays(seen.scene))
             workdir.finish("target", time.monotonic() - start, images=len(seen.ink))
         yield Run(config, workdir, writer, stream_keys(seed), seen)
+
+
+def _writer(folder: pathlib.Path) -> metrics.MetricsWriter:
+    return metrics.MetricsWriter(folder) if hosts.is_first() else metrics.NoWriter()
 
 
 def scene_arrays(scene: target.Scene) -> dict[str, np.ndarray]:
@@ -121,16 +126,18 @@ def train_stage(
 ) -> Any:
     """Trains to `total` steps from the stage's last checkpoint, or from `start()`; returns the final state.
 
+    Several processes train together, each batch divided over the devices of all, and each returns the whole state.
     `watch` sees the stage's metric rows after each new one and may raise.
     """
     begin = time.monotonic()
-    with checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
-        current, data = devices.place((start(), data))
+    current = start()
+    with devices.everywhere(), checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
+        current, data = devices.place((current, data))
         if saved.latest() is not None:
             current = saved.restore(current)
         done = int(current.step)
         if done >= total and run.workdir.done(stage):
-            return current
+            return devices.collect(current)
         run.writer.resume(stage, done)
         rows: list[dict[str, float]] = []
         with metrics.progress(stage, total, initial=done) as bar:
@@ -146,6 +153,7 @@ def train_stage(
 
             current = train.fit(current, key, step_fn, data, steps=total, chunk=log_every, hooks=[log])
         saved.save(total, current)
+        current = devices.collect(current)
     if not run.workdir.done(stage):
         run.workdir.finish(stage, time.monotonic() - begin, steps=total)
     return current

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from simgan_jax import atomic
+from simgan_jax import atomic, hosts
 from simgan_jax.config import Config
 
 CONFIG_FILE = "config.json"
@@ -25,7 +25,9 @@ class WorkdirError(ValueError):
 
 
 class Workdir:
-    """One run's folder, held by one process at a time; use it as a context manager.
+    """One run's folder, held by one run at a time; use it as a context manager.
+
+    Of several processes of the run (hosts.py) the first holds it and writes, the others follow.
 
     Args:
       path: folder, made if it is not there.
@@ -34,6 +36,7 @@ class Workdir:
 
     Raises:
       WorkdirError: another process holds it, or it belongs to another run.
+      HostsError: another process of this run could not open it.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
@@ -44,8 +47,25 @@ class Workdir:
 
     def __enter__(self) -> Self:
         try:
+            hosts.in_turn(self._enter)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _enter(self) -> None:
+        if hosts.is_first():
+            self._hold()
+        self._open()
+
+    def _hold(self) -> None:
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK_FILE, "w", encoding="utf-8")
+            self._lock = open(self.path / LOCK_FILE, "w", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise WorkdirError(
                 f"workdir {self.path}: cannot be used ({error.strerror}): choose another folder"
@@ -53,18 +73,7 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
             raise WorkdirError(f"workdir {self.path}: another run is at work in it: wait or choose another") from error
-        try:
-            self._open()
-        except BaseException:
-            self._lock.close()
-            raise
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
 
     def _open(self) -> None:
         file = self.path / CONFIG_FILE
@@ -79,6 +88,8 @@ class Workdir:
                     )
             self._stages = read_json(self.path / STAGES_FILE) if (self.path / STAGES_FILE).exists() else []
             return
+        if not hosts.is_first():
+            raise WorkdirError(f"workdir {self.path}: not the folder that process 0 has: give one that all hosts share")
         for cut in self.path.glob(f".{CONFIG_FILE}.*.tmp"):
             # Of a run that was killed while it wrote its first file.
             cut.unlink()
@@ -94,9 +105,9 @@ class Workdir:
         return any(row["stage"] == stage for row in self._stages)
 
     def finish(self, stage: str, seconds: float, **facts: Any) -> None:
-        """Marks a stage as done, with its seconds and other facts."""
+        """Marks a stage as done, with its seconds and other facts; its files are then there for every process."""
         self._stages.append({"stage": stage, "seconds": round(seconds, 2), **facts})
-        write_json(self.path / STAGES_FILE, self._stages)
+        hosts.in_turn(lambda: write_json(self.path / STAGES_FILE, self._stages))
 
     @property
     def stages(self) -> list[dict[str, Any]]:

@@ -148,6 +148,29 @@ def test_flags(flag, named, refused, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (
+            ("--devices=2", "--config.classify.batch_size=9"),
+            ["config.classify.batch_size=9", "2 devices", "such as 10"],
+        ),
+        (("--coordinator=127.0.0.1:1",), ["--coordinator", "give --multihost"]),
+        (("--multihost", "--devices=2"), ["--devices=2", "--multihost takes all devices"]),
+        (("--multihost", "--process_id=-1"), ["process_id"]),
+    ],
+)
+def test_devices_and_processes(flags, named, refused, tmp_path):
+    line = refused(*FLAGS, "--target=embedded", f"--workdir={tmp_path / 'run'}", *flags)
+    assert [part for part in named if part not in line] == [], line
+    assert os.listdir(tmp_path) == []
+
+
+def test_predict_is_one_process(refused, tmp_path):
+    line = refused(f"--workdir={tmp_path}", f"--images={tmp_path}", "--multihost", module="experiments.predict")
+    assert "--multihost: pretrain, train_simgan, train_classifier and run take it" in line
+
+
 def test_train_classifier_names_the_arms(refused, tmp_path):
     line = refused(
         *FLAGS,
