@@ -15,14 +15,14 @@ import json
 from absl import flags
 
 from experiments import _flags, _target
-from simgan_jax import atomic, grids, pipeline
+from simgan_jax import atomic, figures, grids
 
 
 def main() -> int:
     with _target.open_run() as (run, _, _):
         scene = run.target.scene
         picture = run.workdir.path / "target.png"
-        atomic.write_bytes(picture, grids.png(pipeline.target_picture(run)))
+        atomic.write_bytes(picture, grids.png(figures.target_picture(run)))
         facts = {
             "images": len(run.target.names),
             "ink_level": round(scene.level, 1),

@@ -13,15 +13,15 @@ Prints one JSON line: losses and accuracies of the last logged steps.
 from absl import flags
 
 from experiments import _flags, _target
-from simgan_jax import atomic, grids, pipeline, stages
+from simgan_jax import atomic, figures, grids, pipeline, stages
 
 
 def main() -> int:
     with _target.open_run() as (run, _, _):
         pool = pipeline.simulated_pool(run)
         params = pipeline.refine_stages(run, pool)
-        shown = stages.take(pool, pipeline.SHOWN)
-        picture = pipeline.refinement_picture(run, shown, stages.refine_pool(params, shown, config=run.config))
+        shown = stages.take(pool, figures.SHOWN)
+        picture = figures.refinement_picture(run, shown, stages.refine_pool(params, shown, config=run.config))
         atomic.write_bytes(run.workdir.path / "refinement.png", grids.png(picture))
         _target.print_last_metrics(run, "refine")
     return 0

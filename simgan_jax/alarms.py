@@ -64,18 +64,24 @@ def check_ranges(synthetic: np.ndarray, real: np.ndarray) -> None:
     """Refuses two stacks of images uint8 `[N, H, W]` of which background or ink have different levels.
 
     A discriminator needs no more than that to tell them apart, and a refiner that is held to its input cannot repair
-    it (the first fault of the notebook that this project rebuilds). Compared are the 10 % and 99 % quantiles.
+    it (the first fault of the notebook that this project rebuilds). Background is the 10 % quantile of all pixels, ink
+    the median over the images of their brightest pixel, which does not depend on how much ink there is.
 
     Raises:
       CollapseError: with both levels.
     """
-    quantiles = [np.quantile(stack[:: max(1, len(stack) // 500)], (0.1, 0.99)) for stack in (synthetic, real)]
-    for name, one, other in zip(("background", "ink"), *quantiles, strict=True):
-        if abs(one - other) > RANGE_TOLERANCE * 255.0:
+    one, other = (_levels(stack[:: max(1, len(stack) // 500)]) for stack in (synthetic, real))
+    for name in one:
+        if abs(one[name] - other[name]) > RANGE_TOLERANCE * 255.0:
             raise CollapseError(
-                f"adversarial training would collapse: {name} is {one:.0f} in synthetic and {other:.0f} in real images "
-                "(of 255): draw and prepare both in the same way"
+                f"adversarial training would collapse: {name} is {one[name]:.0f} in synthetic and {other[name]:.0f} in "
+                "real images (of 255): draw and prepare both in the same way"
             )
+
+
+def _levels(stack: np.ndarray) -> dict[str, float]:
+    brightest = stack.max(axis=(1, 2))
+    return {"background": float(np.quantile(stack, 0.1)), "ink": float(np.median(brightest))}
 
 
 def _is_beaten(row: Mapping[str, float]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simgan_jax import challenge, estimate, grids, metrics, reading, reporting, workdir
+from simgan_jax import challenge, estimate, metrics, reading, reporting, workdir
 from simgan_jax.session import Run
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
@@ -83,8 +83,3 @@ def write_report(
             alphabet=run.config.captcha.alphabet,
         ),
     )
-
-
-def picture(title: str, caption: str, image: Any) -> reporting.Figure:
-    """A figure of the report with visible pixels."""
-    return reporting.Figure(title, caption, grids.png(image), pixelated=True)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from simgan_jax import (
     adapt,
@@ -21,8 +20,8 @@ from simgan_jax import (
     classifier,
     classify,
     estimate,
+    figures,
     finish,
-    grids,
     reading,
     refiner,
     reporting,
@@ -43,11 +42,29 @@ def simulated_pool(run: Run) -> classify.Pool:
     """The labelled captchas of the simulator as it is before it has seen what readers find in the target."""
     simulator = stages.configured_simulator(run.config)
     count = run.config.synthesizer.pool
-    return stages.draw_pool(run.keys["pool"], simulator, run.target.scene, count=count, config=run.config)
+    return _timed_pool(
+        run,
+        "synthetic",
+        lambda: stages.draw_pool(run.keys["pool"], simulator, run.target.scene, count=count, config=run.config),
+    )
+
+
+def _timed_pool(run: Run, name: str, make: Callable[[], classify.Pool]) -> classify.Pool:
+    """A pool, which is made anew in each process, and in the stages the seconds of the first time."""
+    begin = time.monotonic()
+    pool = jax.block_until_ready(make())
+    if not run.workdir.done(f"pool/{name}"):
+        run.workdir.finish(f"pool/{name}", time.monotonic() - begin, images=len(pool.ink))
+    return pool
 
 
 def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
-    """Pretrains the refiner (self-regularisation alone), then the discriminator against it (paper, Algorithm 1)."""
+    """Pretrains the refiner (self-regularisation alone), then the discriminator against it (paper, Algorithm 1).
+
+    Raises:
+      CollapseError: the pool and the target differ in their value ranges, or the training broke down.
+    """
+    alarms.check_ranges(np.asarray(pool.ink), run.target.ink)
     settings = run.config.refine
     refiner_state = _adversarial_stage(
         run,
@@ -240,9 +257,11 @@ def fit_rounds(
     for number in range(config.fit.rounds):
         simulator = fit_stage(run, number, belief, simulator)
         key = jax.random.fold_in(run.keys["fitted"], number)
-        drawn = stages.draw_pool(key, simulator, run.target.scene, count=config.fit.pool, config=config)
-        mixed = stages.mix_pools(drawn, stages.take(refined, round(config.fit.wide_share * config.fit.pool)))
+        scene, count = run.target.scene, config.fit.pool
+        draw = functools.partial(stages.draw_pool, key, simulator, scene, count=count, config=config)
         arm = f"fitted{number}"
+        drawn = _timed_pool(run, arm, draw)
+        mixed = stages.mix_pools(drawn, stages.take(refined, round(config.fit.wide_share * count)))
         params = classify_stage(run, arm, mixed, params, total=config.fit.steps[number])
         belief = read_arm(run, arm, params)
         yield Round(arm, simulator, drawn, mixed, params, belief)
@@ -273,14 +292,15 @@ def train_arms(run: Run) -> Iterator[Arm]:
     pool = simulated_pool(run)
     raw = classify_stage(run, "synthetic", pool, None, total=config.classify.steps)
     first = read_arm(run, "synthetic", raw)
-    yield Arm("synthetic", raw, first, [target_figure(run)])
-    refined = stages.refine_pool(refine_stages(run, pool), pool, config=config)
+    yield Arm("synthetic", raw, first, [figures.of_target(run)])
+    params = refine_stages(run, pool)
+    refined = _timed_pool(run, "refined", lambda: stages.refine_pool(params, pool, config=config))
     latest = classify_stage(run, "refined", refined, None, total=config.classify.steps)
     second = read_arm(run, "refined", latest)
-    yield Arm("refined", latest, second, [refinement_figure(run, pool, refined)])
+    yield Arm("refined", latest, second, [figures.of_refinement(run, pool, refined)])
     belief, mixed = mean_readings(first, second), refined
     for number, fitted in enumerate(fit_rounds(run, belief, latest, refined)):
-        figure = simulator_figure(run, number, fitted.simulator, fitted.drawn)
+        figure = figures.of_simulator(run, number, fitted.simulator, fitted.drawn)
         yield Arm(fitted.arm, fitted.params, fitted.readings, [figure])
         belief, latest, mixed = fitted.readings, fitted.params, fitted.mixed
     if config.adapt.steps:
@@ -342,45 +362,7 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
     summary = finish.write_summary(run, identity, arms, best, final, undecided)
-    figures = [figure for arm in trained.values() for figure in arm.figures]
-    finish.write_report(run, summary, texts, confidences, figures)
+    shown = [figure for arm in trained.values() for figure in arm.figures]
+    finish.write_report(run, summary, texts, confidences, shown)
     run.workdir.finish("report", time.monotonic() - begin)
     return summary
-
-
-SHOWN = 10
-
-
-def target_picture(run: Run) -> Image.Image:
-    """The empty captcha and its lines as found in the stack, and the first images with their ink."""
-    seen = run.target
-    return grids.scene(seen.scene.background, seen.scene.mask, seen.gray[:SHOWN], seen.ink[:SHOWN])
-
-
-def target_figure(run: Run) -> reporting.Figure:
-    """What the stack of target images told."""
-    caption = "Empty captcha and its lines, found in the stack; images and their ink."
-    return finish.picture("The target", caption, target_picture(run))
-
-
-def refinement_picture(run: Run, pool: classify.Pool, refined: classify.Pool) -> Image.Image:
-    """Simulated captchas, refined ones, the difference, and real ones."""
-    return grids.refinement(np.asarray(pool.ink[:SHOWN]), np.asarray(refined.ink[:SHOWN]), run.target.ink[:SHOWN])
-
-
-def refinement_figure(run: Run, pool: classify.Pool, refined: classify.Pool) -> reporting.Figure:
-    """What the refiner does."""
-    caption = "Simulated captchas before and after the refiner, beside real ones."
-    return finish.picture("Refinement", caption, refinement_picture(run, pool, refined))
-
-
-def simulator_figure(run: Run, number: int, simulator: stages.Simulator, fitted: classify.Pool) -> reporting.Figure:
-    """The glyphs that were found in the target, and captchas drawn with them."""
-    glyphs = np.asarray(jnp.round(simulator.atlas[0] * 255.0), np.uint8)
-    sheet = grids.sheet(glyphs, captions=list(run.config.captcha.alphabet), across=12)
-    pair = grids.grid([np.asarray(fitted.ink[:SHOWN]), run.target.ink[:SHOWN]], titles=["simulated", "real"])
-    return finish.picture(
-        f"The simulator after fit {number}",
-        "Glyph shapes found in the unlabelled target by drawing what was read; captchas drawn with them; real ones.",
-        grids.beside(sheet, pair),
-    )

@@ -23,6 +23,7 @@ from simgan_jax import (
     classifier,
     classify,
     estimate,
+    figures,
     grids,
     measures,
     metrics,
@@ -42,7 +43,6 @@ from simgan_jax.studies import Arm
 ARM, SHIFTED, DECIDED = "arm", "shifted", "final"
 MEASURED = 1000
 SHEET = 20
-SHOWN = 10
 AUGMENTED_COPIES = 10
 # Ink within this share of the image height around a glyph's centre may be the glyph's.
 GLYPH_RADIUS = 0.36
@@ -184,7 +184,7 @@ class Workbench:
             last = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1).pop()
             if not run.workdir.done(f"predict/{ARM}"):
                 run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
-                picture = pipeline.simulator_figure(run, config.fit.rounds - 1, last.simulator, last.drawn)
+                picture = figures.of_simulator(run, config.fit.rounds - 1, last.simulator, last.drawn)
                 atomic.write_bytes(run.workdir.path / "picture.png", picture.png)
                 run.workdir.finish(f"predict/{ARM}", 0.0, images=len(last.readings.probabilities))
         return last
@@ -275,7 +275,7 @@ class Workbench:
         auc = self._critic(arm.simulator, config, real, simulated)
         rows = {**kept._asdict(), "auc_simulated": auc, "auc_refined": self._auc(real, refined, config)}
         with self.open(part, config) as run:
-            picture = grids.refinement(simulated[:SHOWN], refined[:SHOWN], real[:SHOWN])
+            picture = grids.refinement(simulated[: figures.SHOWN], refined[: figures.SHOWN], real[: figures.SHOWN])
             atomic.write_bytes(run.workdir.path / "picture.png", grids.png(picture))
             self._write_sheet(run.workdir.path, real, refined)
             run.workdir.finish("measure", time.monotonic() - begin, **rows)

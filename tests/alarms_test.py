@@ -91,6 +91,10 @@ def test_ranges_that_differ_are_refused():
         alarms.check_ranges(bars(255), bars(255, ground=128))
     with pytest.raises(alarms.CollapseError, match="ink is 255 in synthetic and 90 in real"):
         alarms.check_ranges(bars(255), bars(90))
+    # A hundredth of the ink, of the same level.
+    sparse = np.where(np.arange(8 * 12).reshape(8, 12) == 30, bars(255), 0).astype(np.uint8)
+    sparse[:, 0, 0] = 250
+    alarms.check_ranges(bars(255), sparse)
 
 
 class Pool(NamedTuple):

@@ -13,8 +13,9 @@ from simgan_jax import challenge, contest, metrics, workdir
 
 ARMS = ["synthetic", "refined", "fitted0", "adapted"]
 STAGES = [
-    *("target", "classify/synthetic", "predict/synthetic", "pretrain/refiner", "pretrain/discriminator", "refine"),
-    *("classify/refined", "predict/refined", "fit/0", "classify/fitted0", "predict/fitted0", "adapt"),
+    *("target", "pool/synthetic", "classify/synthetic", "predict/synthetic"),
+    *("pretrain/refiner", "pretrain/discriminator", "refine", "pool/refined", "classify/refined", "predict/refined"),
+    *("fit/0", "pool/fitted0", "classify/fitted0", "predict/fitted0", "adapt"),
     *("predict/adapted", "predict/final", "report"),
 ]
 
@@ -134,7 +135,7 @@ def test_stages_one_by_one_are_the_run(small_run, run_script, tmp_path):
 
     (last,), stages = stage("pretrain")
     assert last.keys() == {"pretrain/refiner", "pretrain/discriminator"}
-    assert stages == ["target", "pretrain/refiner", "pretrain/discriminator"]
+    assert stages == ["target", "pool/synthetic", "pretrain/refiner", "pretrain/discriminator"]
 
     (last,), stages = stage("train_simgan")
     assert last["refine"]["step"] == 4 and stages[-1] == "refine"

@@ -3,8 +3,9 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
-from simgan_jax import pipeline, predictor, presets, reading, session, workdir
+from simgan_jax import alarms, pipeline, predictor, presets, reading, session, workdir
 from simgan_jax.config import AdaptConfig, FitConfig
 
 
@@ -40,16 +41,34 @@ def test_arm_names():
     assert pipeline.arm_names(plain) == ("synthetic", "refined")
 
 
-def test_glyphs_of_a_fit_that_failed_decide_nothing(small_run, tmp_path):
+@pytest.fixture
+def reopened(small_run, tmp_path):
+    """A copy of the small run, in the middle of its work again: a function of the stage that is not done there."""
+
+    def reopen(stage):
+        folder = tmp_path / "run"
+        shutil.copytree(small_run.workdir, folder)
+        stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != stage]
+        (folder / "stages.json").write_text(json.dumps(stages))
+        identity = workdir.read_json(folder / "config.json")
+        config = workdir.config_from(identity.pop("config"))
+        return session.open_run(folder, small_run.challenges, config=config, identity=identity, seed=identity["seed"])
+
+    return reopen
+
+
+def test_a_simulator_of_another_range_is_refused_before_it_is_trained_on(reopened):
+    with reopened("pretrain/refiner") as run:
+        pool = pipeline.simulated_pool(run)
+        gray = pool._replace(ink=pool.ink // 2 + 100)
+        with pytest.raises(alarms.CollapseError, match="background is 100 in synthetic and 0 in real"):
+            pipeline.pretrain_stages(run, gray)
+        assert not run.workdir.done("pretrain/refiner")
+
+
+def test_glyphs_of_a_fit_that_failed_decide_nothing(reopened):
     """Where an arm from before the fit is believed more, what the fitted one read is learned as it stands."""
-    folder = tmp_path / "run"
-    shutil.copytree(small_run.workdir, folder)
-    stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != "rescore/fitted"]
-    (folder / "stages.json").write_text(json.dumps(stages))
-    identity = workdir.read_json(folder / "config.json")
-    config = workdir.config_from(identity.pop("config"))
-    opened = session.open_run(folder, small_run.challenges, config=config, identity=identity, seed=identity["seed"])
-    with opened as run:
+    with reopened("rescore/fitted") as run:
         fitted = reading.Readings(**run.workdir.load("readings.fitted0"))
         # Each character once in each slot, surely or hardly.
         even = np.eye(4, dtype=np.float32)[np.arange(60) % 4][:, None].repeat(2, axis=1)
@@ -64,17 +83,11 @@ def test_glyphs_of_a_fit_that_failed_decide_nothing(small_run, tmp_path):
         assert np.abs(decided.probabilities - believed.probabilities).max() > 0.01
 
 
-def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run, tmp_path):
+def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run, reopened):
     """What the stage decided is loaded when asked again, and the predictor decides the same of the same images."""
-    folder = tmp_path / "run"
-    shutil.copytree(small_run.workdir, folder)
-    (folder / "rescore.final.npz").unlink(missing_ok=True)
-    stages = [row for row in json.loads((folder / "stages.json").read_text()) if row["stage"] != "rescore/final"]
-    (folder / "stages.json").write_text(json.dumps(stages))
-    identity = workdir.read_json(folder / "config.json")
-    config = workdir.config_from(identity.pop("config"))
-    opened = session.open_run(folder, small_run.challenges, config=config, identity=identity, seed=identity["seed"])
-    with opened as run:
+    with reopened("rescore/final") as run:
+        folder = run.workdir.path
+        (folder / "rescore.final.npz").unlink(missing_ok=True)
         first = reading.Readings(**run.workdir.load("readings.fitted0"))
         atlas = pipeline.last_glyphs(run)
         read = pipeline.read_arm(run, "again", predictor.load(folder).params, shifts=pipeline.SHIFTS)
@@ -84,7 +97,7 @@ def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run,
         np.testing.assert_allclose(decided.probabilities.sum(-1), 1.0, atol=1e-5)
         again = pipeline.rescore_stage(run, "final", first, atlas)
         np.testing.assert_array_equal(again.probabilities, decided.probabilities)
-    texts, confidences = reading.answers(decided.probabilities, config.captcha)
+    texts, confidences = reading.answers(decided.probabilities, run.config.captcha)
     (batch,) = predictor.predict(predictor.load(folder), [small_run.challenges])
     assert batch[1] == texts
     np.testing.assert_allclose(batch[2], confidences, atol=1e-5)

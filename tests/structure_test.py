@@ -86,9 +86,10 @@ IMPORTS = {
         *("config", "images", "target", "glyphs", "layout", "synthesizer", "fit", "refiner", "classify", "adapt"),
         "reading",
     },
-    "finish": {"challenge", "estimate", "grids", "metrics", "reading", "reporting", "session", "workdir"},
+    "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "session", "workdir"},
+    "figures": {"classify", "grids", "reporting", "session", "stages"},
     "pipeline": {
-        *("alarms", "challenge", "classifier", "classify", "config", "estimate", "finish", "grids", "reading"),
+        *("alarms", "challenge", "classifier", "classify", "config", "estimate", "figures", "finish", "reading"),
         *("adapt", "refiner", "reporting", "rescore", "session", "stages", "state", "steps"),
     },
     "predictor": {
@@ -99,7 +100,19 @@ IMPORTS = {
     "devices": {"config", "history"},
     "workbench": {
         *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids"),
-        *("measures", "metrics", "parts", "pipeline", "reading", "refiner", "session", "stages", "studies", "workdir"),
+        *(
+            "figures",
+            "measures",
+            "metrics",
+            "parts",
+            "pipeline",
+            "reading",
+            "refiner",
+            "session",
+            "stages",
+            "studies",
+            "workdir",
+        ),
     },
     "adoption": {"challenge", "parts", "session", "studies", "workbench", "workdir"},
     "ablation": {
@@ -111,7 +124,7 @@ IMPORTS = {
 # Modules that may touch files, sockets and the clock; the first line of their docstring says so with '(io)'.
 IO = {
     *("ablation", "adoption", "atomic", "benchmark", "challenge", "charts", "checkpoints", "contest", "contest_client"),
-    *("finish", "hosts"),
+    *("figures", "finish", "hosts"),
     *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "reporting", "session", "stages", "workbench"),
     "workdir",
 }
