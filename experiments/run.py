@@ -9,8 +9,8 @@ config.json, metrics.jsonl, report.html and checkpoints into the workdir. A kill
 so does one that a stage script began (prepare_target, pretrain, train_simgan, train_classifier).
 
 Prints one JSON line: images, the best arm, the believed share of right answers (no label is read to know it), seconds;
-with the embedded contest a second one, its verdict. Exits 0 when complete, 1 if the contest is not passed, 2 with one
-line if something is wrong.
+with the embedded contest a second one, its verdict, which a complete run asks for again. Exits 0 when complete, 1 if
+the contest is not passed, 2 with one line if something is wrong.
 """
 
 import json
@@ -26,9 +26,9 @@ def main() -> int:
         folder = run.workdir.path
         if run.workdir.done("report"):
             print(f"{folder}: complete, nothing to do; see {folder / 'report.html'}")
-            return 0
-        summary = pipeline.run_all(run, identity)
-        print(json.dumps({key: summary[key] for key in ("images", "best", "estimate", "seconds")}))
+        else:
+            summary = pipeline.run_all(run, identity)
+            print(json.dumps({key: summary[key] for key in ("images", "best", "estimate", "seconds")}))
         if url is None:
             return 0
         answer = contest_client.submit(url, folder / "solutions.json")
