@@ -64,7 +64,8 @@ def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
     Raises:
       CollapseError: the pool and the target differ in their value ranges, or the training broke down.
     """
-    alarms.check_ranges(np.asarray(pool.ink), run.target.ink)
+    if not run.workdir.done("pretrain/refiner"):
+        alarms.check_ranges(np.asarray(pool.ink), run.target.ink)
     settings = run.config.refine
     refiner_state = _adversarial_stage(
         run,
