@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import classifier, classify, devices, images, train
+from simgan_jax import classifier, classify, devices, estimate, images, train
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 CAPTCHA = CaptchaConfig(height=12, width=24, length=2, alphabet="abcd")
@@ -59,7 +59,20 @@ def test_loss_falls_and_what_is_learned_holds_for_new_captchas(learned):
     assert accuracy(state.average, fresh) > 0.95
 
 
-def test_shuffled_labels_teach_nothing(learned):
+def test_a_trained_reader_is_not_believed_on_noise(learned):
+    fresh, generator = np.asarray(toy(5, 200).ink), np.random.default_rng(0)
+    shuffled = generator.permuted(fresh.reshape(200, -1), axis=1).reshape(fresh.shape)
+    uniform = generator.integers(0, 256, fresh.shape, np.uint8)
+
+    def believed(ink):
+        probabilities = np.asarray(jax.nn.softmax(LOGITS(learned[0].average, jnp.asarray(ink))))
+        return estimate.accuracy(probabilities).estimate
+
+    assert believed(fresh) > 0.9
+    assert max(believed(shuffled), believed(uniform)) < 0.4
+
+
+def test_shuffled_labels_teach_nothing():
     pool = toy(0, 256)
     labels = jax.random.randint(jax.random.key(9), pool.labels.shape, 0, 4)
     state, rows = trained(pool._replace(labels=labels))
