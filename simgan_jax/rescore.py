@@ -153,7 +153,7 @@ class Rescorer:
 
     def _score(self, found: Hypotheses, usual: float) -> np.ndarray:
         """Log posterior `[N, T]` of each text, up to a constant."""
-        return found.prior - self._config.sharpness * found.residual / usual
+        return found.prior - self._config.sharpness * misfit(found.residual / usual)
 
     def _open(self, found: Hypotheses, usual: float, *, explained: bool = True) -> np.ndarray:
         """Images whose best text leaves more than a captcha usually does, or, if `explained`, is not yet sure."""
@@ -193,7 +193,7 @@ class Rescorer:
         image, text = np.nonzero(np.isfinite(prior))
         left = np.full(prior.shape, np.inf)
         left[image, text] = self._left(ink, unsure[rows[image]], texts[image, text], poses[image])
-        likely = np.argsort(-(prior - self._config.sharpness * left / usual), axis=1, kind="stable")
+        likely = np.argsort(-(prior - self._config.sharpness * misfit(left / usual)), axis=1, kind="stable")
         likely = likely[:, : self._config.texts]
         row = np.arange(len(rows))[:, None]
         shape = (len(unsure), likely.shape[1])
@@ -246,6 +246,15 @@ class Rescorer:
             settled = self._settle(self._glyphs, poses[padded], ink[rows[padded]], labels[padded])
             nearest[part], residual[part] = (np.asarray(x)[: len(part)] for x in settled)
         return nearest, residual
+
+
+def misfit(residual: np.ndarray) -> np.ndarray:
+    """What counts of residuals in units of the usual one: all up to 1, from there on their logarithm alone.
+
+    What remains beyond is the fault of the glyphs, noise of a variance that is not known, whose likelihood falls with
+    the logarithm: a little less of much is no proof of a text.
+    """
+    return np.minimum(residual, 1.0) + np.log(np.maximum(residual, 1.0))
 
 
 def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, score: np.ndarray) -> reading.Readings:

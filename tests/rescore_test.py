@@ -126,3 +126,10 @@ def test_sure_readings_stay(judge, target):
     ink, labels, poses = target
     readings = reading.Readings(np.eye(3, dtype=np.float32)[labels], poses)
     assert judge(ink, readings, usual=1.0) is readings
+
+
+def test_misfit_grows_by_proportion_beyond_the_usual():
+    np.testing.assert_allclose(rescore.misfit(np.array([0.0, 0.5, 1.0, np.e, np.inf])), [0.0, 0.5, 1.0, 2.0, np.inf])
+    # A glyph that is drawn badly leaves as much of every text: what is won of ten parts is not what is won of one.
+    one, ten = (np.diff(rescore.misfit(np.array(pair)))[0] for pair in ((0.8, 1.0), (9.8, 10.0)))
+    assert one == pytest.approx(0.2) and ten == pytest.approx(np.log(10.0 / 9.8))
