@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -21,6 +22,8 @@ from simgan_jax import hosts
 State = Any
 Result = TypeVar("Result")
 KEPT = 2
+# Seconds that a failed save waits for what is still being written.
+PATIENCE = 60.0
 UNFINISHED = "*.orbax-checkpoint-tmp"
 
 
@@ -137,6 +140,7 @@ class Checkpoints:
                 return action()
             except Exception as error:
                 reason = _reason(error)
+            _wait_for_writers()
             # Orbax's exceptions hold coroutines that complain when they go: let them, while nobody listens.
             gc.collect()
         raise CheckpointError(f"checkpoints {self._folder}: {fault} ({reason}): {remedy}")
@@ -159,6 +163,14 @@ def _describe(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in leaves
     }
+
+
+def _wait_for_writers() -> None:
+    """Waits for the threads of orbax that still write when one has failed, while nobody listens to them."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Not their own join, which raises what they met.
+            threading.Thread.join(thread, PATIENCE)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
+import logging
 import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -173,3 +176,30 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_rest(tmp_path):
     assert steps_in(tmp_path) == ["1", "2"]
     with Checkpoints(tmp_path) as saved:
         np.testing.assert_array_equal(saved.restore(template)["noise"], 2.0)
+
+
+def test_a_failed_save_waits_for_what_orbax_still_writes(tmp_path, monkeypatch, caplog):
+    """One thread of orbax has failed, another goes on: it may not write, nor speak, when all is told and removed."""
+
+    class Writer(threading.Thread):
+        __module__ = "orbax.writer"
+
+        def run(self):
+            time.sleep(0.2)
+            logging.getLogger("absl").error("it failed here as well")
+
+        def join(self, timeout=None):
+            raise OSError("disk full")
+
+    writer = Writer()
+
+    def save(*arguments, **settings):
+        writer.start()
+        raise OSError("disk full")
+
+    with Checkpoints(tmp_path) as saved:
+        monkeypatch.setattr(saved._checkpointer, "save", save)
+        with pytest.raises(CheckpointError, match="step 1 not written"):
+            saved.save(1, {"kernel": jnp.zeros(3)})
+        assert not writer.is_alive()
+    assert caplog.records == []

@@ -100,19 +100,8 @@ IMPORTS = {
     "devices": {"config", "history"},
     "workbench": {
         *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids"),
-        *(
-            "figures",
-            "measures",
-            "metrics",
-            "parts",
-            "pipeline",
-            "reading",
-            "refiner",
-            "session",
-            "stages",
-            "studies",
-            "workdir",
-        ),
+        *("figures", "measures", "metrics", "parts", "pipeline", "reading", "refiner", "session", "stages", "studies"),
+        "workdir",
     },
     "adoption": {"challenge", "parts", "session", "studies", "workbench", "workdir"},
     "ablation": {
