@@ -3,8 +3,7 @@
 WORKDIR = runs/embedded
 PRESET = cpu
 # A smaller contest and fewer steps than the preset's: the whole of it in ten to twenty minutes on two cores.
-SHORT = --embedded_images=3000 --config.refine.steps=300 --config.classify.steps=400 --config.fit.steps='(400,900)' \
-  --config.adapt.steps=200
+SHORT = --embedded_images=3000 --config.classify.steps=400 --config.fit.steps='(400,900)' --config.adapt.steps=200
 ARGS =
 
 # The interpreter that .venv is made with; without PYTHON=..., the first of these that is new enough.
