@@ -4,6 +4,8 @@ WORKDIR = runs/embedded
 PRESET = cpu
 # A smaller contest and fewer steps than the preset's: the whole of it in ten to twenty minutes on two cores.
 SHORT = --embedded_images=3000 --config.classify.steps=400 --config.fit.steps='(400,900)' --config.adapt.steps=200
+# Each file of tests by one of two processes, in the order of their names.
+SPREAD = -n 2 --dist loadfile --no-loadscope-reorder
 ARGS =
 
 # The interpreter that .venv is made with; without PYTHON=..., the first of these that is new enough.
@@ -53,7 +55,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

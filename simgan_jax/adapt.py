@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import backend, classifier, classify, devices, images
+from simgan_jax import backend, blocks, classifier, classify, devices, images
 from simgan_jax.config import AdaptConfig, CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 
@@ -110,5 +110,5 @@ def adapt_step(
         block=block,
     )
     part = classify.image_keys(real_drop_key, strong), strong, real.labels, real.use
-    learned, seen = classify.over_blocks(part, gradient, block=block)
+    learned, seen = blocks.over_blocks(part, gradient, block=block)
     return classify.update(state, jax.tree.map(jnp.add, supervised, learned), config=classify_config), metrics | seen

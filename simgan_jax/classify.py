@@ -1,6 +1,5 @@
 """Training of a classifier on labelled simulated captchas: state and pure step, unjitted."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from simgan_jax import backend, classifier, devices, images, losses
+from simgan_jax import backend, blocks, classifier, devices, images, losses
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 Metrics = dict[str, jax.Array]
@@ -100,42 +99,20 @@ def reading_gradient(
     config: ClassifyConfig,
     block: int | None,
 ) -> tuple[classifier.Params, Metrics]:
-    """Gradient of `reading_loss` and its metrics, from blocks of `block` images (`over_blocks`). Consumes the key."""
+    """Gradient of `reading_loss` and its metrics, from blocks of `block` images (blocks.py). Consumes the key."""
 
     def gradient(part: tuple[jax.Array, Pool]) -> tuple[classifier.Params, Metrics]:
         return jax.grad(reading_loss, has_aux=True)(
             params, *part, captcha, classifier_config=classifier_config, config=config
         )
 
-    return over_blocks((image_keys(key, batch), batch), gradient, block=block)
+    return blocks.over_blocks((image_keys(key, batch), batch), gradient, block=block)
 
 
 def image_keys(key: jax.Array, batch: Any) -> jax.Array:
     """Keys `[B]`, one for each image of a batch (leaves `[B, ...]`), by its place there. The key is consumed."""
     count = jax.tree.leaves(batch)[0].shape[0]
     return devices.spread(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count)))
-
-
-def over_blocks(batch: Any, function: Callable[[Any], Any], *, block: int | None) -> Any:
-    """Mean of `function(part)`, a tree of means, over equal parts of a batch (leaves `[B, ...]`), one at a time.
-
-    Parts have `block` images, or the largest divisor of B below it; with None, or under a mesh, which divides the batch
-    already, the batch stays whole.
-    """
-    count = jax.tree.leaves(batch)[0].shape[0]
-    if block is None or block >= count or devices.is_divided():
-        return function(batch)
-    size = max(size for size in range(1, block + 1) if count % size == 0)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # Two at a time, so that XLA has both to share between its threads.
-    total, _ = jax.lax.scan(add, zeros, parts, unroll=2)
-    return jax.tree.map(lambda leaf: leaf * (size / count), total)
 
 
 def classify_step(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simgan_jax import backend, devices, discriminator, history, images, losses, refiner
+from simgan_jax import backend, blocks, devices, discriminator, history, images, losses, refiner
 from simgan_jax.config import Config, RefineConfig
 from simgan_jax.state import NetState, SimGANState, optimizer
 
@@ -43,12 +43,14 @@ def refiner_pretrain_step(
     # Weighed as in Algorithm 1, which matters to SGD; without a lambda there the scale is free.
     weight = config.refine.lambda_reg or 1.0
 
-    def objective(params: refiner.Params) -> tuple[jax.Array, Metrics]:
+    def objective(params: refiner.Params, synthetic: jax.Array) -> tuple[jax.Array, Metrics]:
         refined = refiner.apply(params, synthetic, config=config.refiner)
         loss = weight * _regularization(refined, synthetic, config=config).mean()
         return loss, {"refiner_reg": jnp.abs(refined - synthetic).mean()}
 
-    refiner_state, metrics = _descend(state.refiner, objective, "refiner", config.refine, config.refine.refiner_lr)
+    refiner_state, metrics = _descend(
+        state.refiner, objective, (synthetic,), "refiner", config.refine, config.refine.refiner_lr
+    )
     return _finish(state, refiner=refiner_state, config=config), metrics
 
 
@@ -101,11 +103,13 @@ def refiner_update(
     """One update of the refiner against a discriminator as `discriminator.normalize` gives it. Consumes the key."""
     data_key, noise_key = jax.random.split(key)
     synthetic, labels = _draw(data_key, data, config=config.refine)
+    noise = _noise(noise_key, synthetic.shape, config=config)
 
-    def objective(params: refiner.Params) -> tuple[jax.Array, Metrics]:
+    def objective(
+        params: refiner.Params, synthetic: jax.Array, labels: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         refined = refiner.apply(params, synthetic, config=config.refiner)
-        seen = _add_noise(noise_key, refined, config=config)
-        logits = discriminator.apply(judge, seen, config=config.discriminator)
+        logits = discriminator.apply(judge, refined + noise, config=config.discriminator)
         regularization = _regularization(refined, synthetic, config=config)
         loss = losses.refiner_loss(logits, regularization, lambda_reg=config.refine.lambda_reg)
         metrics = {
@@ -118,7 +122,8 @@ def refiner_update(
             metrics["refiner_label"] = lost.mean()
         return loss.mean(), metrics
 
-    return _descend(net_state, objective, "refiner", config.refine, config.refine.refiner_lr)
+    batch = (synthetic, labels, noise)
+    return _descend(net_state, objective, batch, "refiner", config.refine, config.refine.refiner_lr)
 
 
 def discriminator_update(
@@ -130,11 +135,11 @@ def discriminator_update(
     refined = refiner.apply(state.refiner.params, synthetic, config=config.refiner)
     mixed = history.mix(state.history, mix_key, refined)
     real = devices.spread(images.to_unit(data[1][_indices(real_key, data[1], config=config.refine)]))
-    seen = _add_noise(noise_key, jnp.concatenate([mixed, real]), config=config)
+    noise = _noise(noise_key, (2, *mixed.shape), config=config)
 
-    def objective(params: discriminator.Params) -> tuple[jax.Array, Metrics]:
+    def objective(params: discriminator.Params, refined: jax.Array, real: jax.Array) -> tuple[jax.Array, Metrics]:
         normal, _ = discriminator.normalize(params, state.spectral, config=config.discriminator)
-        logits = discriminator.apply(normal, seen, config=config.discriminator)
+        logits = discriminator.apply(normal, jnp.concatenate([refined, real]), config=config.discriminator)
         refined_logits, real_logits = jnp.split(logits, 2)
         loss = losses.discriminator_loss(refined_logits, real_logits).mean()
         return loss, {
@@ -144,8 +149,9 @@ def discriminator_update(
             "dead_logits": losses.dead_share(logits).mean(),
         }
 
+    seen = (mixed + noise[0], real + noise[1])
     net, metrics = _descend(
-        state.discriminator, objective, "discriminator", config.refine, config.refine.discriminator_lr
+        state.discriminator, objective, seen, "discriminator", config.refine, config.refine.discriminator_lr
     )
     _, spectral = discriminator.normalize(net.params, state.spectral, config=config.discriminator)
     # The half of the fresh images that this update did not see, where there is a history. They depend, if by nothing,
@@ -164,9 +170,9 @@ def _indices(key: jax.Array, stack: jax.Array, *, config: RefineConfig) -> jax.A
     return jax.random.randint(key, (config.batch_size,), 0, stack.shape[0])
 
 
-def _add_noise(key: jax.Array, batch: jax.Array, *, config: Config) -> jax.Array:
-    """Instance noise, on real and refined images alike (Sonderby et al. 2017)."""
-    return batch + config.discriminator.noise * jax.random.normal(key, batch.shape)
+def _noise(key: jax.Array, shape: tuple[int, ...], *, config: Config) -> jax.Array:
+    """Instance noise, for real and refined images alike (Sonderby et al. 2017)."""
+    return config.discriminator.noise * jax.random.normal(key, shape)
 
 
 def _regularization(refined: jax.Array, synthetic: jax.Array, *, config: Config) -> jax.Array:
@@ -179,15 +185,20 @@ def _patches(logits: jax.Array) -> int:
 
 def _descend(
     net: NetState,
-    objective: Callable[[Any], tuple[jax.Array, Metrics]],
+    objective: Callable[..., tuple[jax.Array, Metrics]],
+    batch: tuple[jax.Array, ...],
     name: str,
     config: RefineConfig,
     learning_rate: float,
 ) -> tuple[NetState, Metrics]:
-    """One update of one network by the gradient of its objective."""
-    (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(net.params)
-    updates, opt_state = optimizer(config, learning_rate).update(gradient, net.opt_state, net.params)
-    metrics = metrics | {f"{name}_grad_norm": optax.tree.norm(gradient)}
+    """One update of one network by the gradient of its objective, a mean over a batch (leaves `[B, ...]`)."""
+
+    def gradient(part: tuple[jax.Array, ...]) -> tuple[Any, Metrics]:
+        return jax.grad(objective, has_aux=True)(net.params, *part)
+
+    slope, metrics = blocks.over_blocks(batch, gradient, block=backend.block_size())
+    updates, opt_state = optimizer(config, learning_rate).update(slope, net.opt_state, net.params)
+    metrics = metrics | {f"{name}_grad_norm": optax.tree.norm(slope)}
     return NetState(optax.apply_updates(net.params, updates), opt_state), metrics
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import classifier, classify, devices, estimate, images, train
+from simgan_jax import classifier, classify, estimate, images, train
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, ClassifyConfig
 
 CAPTCHA = CaptchaConfig(height=12, width=24, length=2, alphabet="abcd")
@@ -157,25 +157,3 @@ def test_what_an_image_loses_to_dropout_does_not_depend_on_its_block(gradient):
     for block in (4, 1):
         for got, want in zip(*map(jax.tree.leaves, (gradient(batch, block, 0.5), one)), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
-
-
-def test_parts_are_the_largest_that_divide_the_batch():
-    def sizes(part):
-        return {"size": jnp.asarray(part.shape[0], jnp.float32), "mean": part.mean()}
-
-    for count, block, size in ((8, 4, 4), (6, 4, 3), (7, 4, 1), (8, None, 8), (3, 4, 3), (4, 4, 4)):
-        got = classify.over_blocks(jnp.arange(float(count)), sizes, block=block)
-        assert got["size"] == size
-        np.testing.assert_allclose(got["mean"], (count - 1) / 2, rtol=1e-6)
-
-
-@pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
-def test_a_divided_batch_stays_whole():
-    def size(part):
-        return jnp.asarray(part.shape[0])
-
-    with jax.set_mesh(devices.mesh(2)):
-        got = jax.jit(lambda x: classify.over_blocks(devices.spread(x), size, block=2))(jnp.ones((8, 3)))
-    assert got == 8
-    with jax.set_mesh(devices.mesh(1)):
-        assert jax.jit(lambda x: classify.over_blocks(x, size, block=2))(jnp.ones((8,))) == 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import discriminator, images, refiner, state, steps
+from simgan_jax import backend, discriminator, images, refiner, state, steps
 from simgan_jax.config import CaptchaConfig, Config, DiscriminatorConfig, RefineConfig, RefinerConfig
 
 HEIGHT, WIDTH, PATCHES = 8, 12, 2 * 3
@@ -189,6 +189,24 @@ def test_updates_are_gradient_steps_on_the_losses_of_the_paper():
     np.testing.assert_allclose(rows[0]["discriminator_loss"], later["discriminator"] / (2 * PATCHES), rtol=1e-4)
     norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(refiner_gradient)))
     np.testing.assert_allclose(rows[0]["refiner_grad_norm"], norm, rtol=1e-3)
+
+
+def test_a_round_in_blocks_is_that_of_the_whole_batch(monkeypatch):
+    """On a CPU gradients come from blocks of a few images, on an accelerator from all at once."""
+    config = change(CONFIG, optimizer="sgd", refiner_lr=0.01, discriminator_lr=0.01)
+    data, start = stacks(6), fresh(config)
+    assert backend.block_size() < config.refine.batch_size
+    rounds = []
+    for size in (backend.block_size(), None):
+        monkeypatch.setattr(backend, "block_size", lambda size=size: size)
+        rounds.append(jax.jit(functools.partial(steps.simgan_step, config=config))(start, jax.random.key(5), data))
+    (parts, parts_metrics), (whole, whole_metrics) = rounds
+    for name in ("refiner", "discriminator"):
+        nets = [getattr(state, name).params for state in (parts, whole)]
+        assert differs(nets[1], getattr(start, name).params)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *nets)
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_label_loss_is_weighed_and_sees_refined_images_and_labels():

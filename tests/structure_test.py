@@ -60,6 +60,7 @@ IMPORTS = {
     "steps": {
         *(
             "backend",
+            "blocks",
             "config",
             "devices",
             "images",
@@ -78,8 +79,9 @@ IMPORTS = {
     "studies": {"config", "presets"},
     "parts": {"config", "studies"},
     "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
-    "classify": {"backend", "config", "devices", "images", "classifier", "losses"},
-    "adapt": {"backend", "config", "devices", "images", "classifier", "classify"},
+    "blocks": {"devices"},
+    "classify": {"backend", "blocks", "config", "devices", "images", "classifier", "losses"},
+    "adapt": {"backend", "blocks", "config", "devices", "images", "classifier", "classify"},
     "reading": {"config", "alphabet", "images", "classifier"},
     "session": {"config", "devices", "challenge", "checkpoints", "hosts", "metrics", "target", "train", "workdir"},
     "stages": {
