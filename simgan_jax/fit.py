@@ -15,6 +15,11 @@ import optax
 from simgan_jax import layout, synthesizer
 from simgan_jax.config import CaptchaConfig, FitConfig
 
+# Shares of the image height that a glyph is tried to either side of where it stands: about the stems of an m.
+ASIDE = (0.0, -0.06, 0.06, -0.12, 0.12, -0.18, 0.18)
+# What the left edge of a cell counts of the right one when it is looked for.
+TILT = 0.6
+
 
 class FitState(NamedTuple):
     """atlas: `[K, V, S, S]` in [0, 1]; opt_state: of the atlas; poses: `[M, L, 3]`; first, second: their moments.
@@ -77,17 +82,17 @@ def clean(atlas: jax.Array, *, config: FitConfig) -> jax.Array:
 
 def residual(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array) -> jax.Array:
     """Squared difference of drawn and real ink, summed over known pixels: `[B]`; image i has style i mod K."""
-    height, width = ink.shape[1:]
+    drawn = _drawn(atlas, poses, labels, ink.shape[1:])
+    return jnp.sum(jnp.square(drawn - ink.astype(jnp.float32) / 255.0) * known[None], axis=(1, 2))
+
+
+def _drawn(atlas: jax.Array, poses: jax.Array, labels: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    height, width = size
     rotation = poses[..., 2]
     matrix = layout.affine(rotation, jnp.ones_like(rotation), jnp.zeros_like(rotation))
     style = jnp.broadcast_to(jnp.arange(labels.shape[0])[:, None] % atlas.shape[0], labels.shape)
-    drawn = synthesizer.render(
-        atlas,
-        layout.Layout(labels, style, poses[..., :2], matrix, rotation),
-        height=height,
-        width=width,
-    )
-    return jnp.sum(jnp.square(drawn - ink.astype(jnp.float32) / 255.0) * known[None], axis=(1, 2))
+    laid = layout.Layout(labels, style, poses[..., :2], matrix, rotation)
+    return synthesizer.render(atlas, laid, height=height, width=width)
 
 
 def pose_unit(captcha: CaptchaConfig, *, config: FitConfig) -> jax.Array:
@@ -143,3 +148,28 @@ def fit_step(
     return FitState(
         atlas, opt_state, put(state.poses, poses), put(state.first, first), put(state.second, second), state.step + 1
     ), loss
+
+
+def step_aside(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array) -> jax.Array:
+    """Poses `[B, L, 3]`, each moved along x to where it leaves least, of its own place and a few to either side.
+
+    Gradients leave strokes that are like each other, such as the stems of an m, on one another: images that settle one
+    stem apart make the atlas a glyph with its ghost beside it, which keeps either where it is. Seen through a tilt the
+    right one is the plainer, and both go there.
+    """
+    tilted = atlas * jnp.linspace(TILT, 1.0, atlas.shape[-1])[None, None, None]
+    real, slots = ink.astype(jnp.float32) / 255.0, range(labels.shape[1])
+
+    def bare(slot: int, poses: jax.Array) -> jax.Array:
+        part = slice(slot, slot + 1)
+        return 1.0 - _drawn(tilted, poses[:, part], labels[:, part], ink.shape[1:])
+
+    bares = [bare(slot, poses) for slot in slots]
+    for slot in slots:
+        others = jnp.prod(jnp.stack([bares[other] for other in slots if other != slot]), axis=0)
+        tried = [poses.at[:, slot, 1].add(share * ink.shape[1]) for share in ASIDE]
+        seen = [bare(slot, at) for at in tried]
+        left = [jnp.sum(jnp.square(1.0 - others * own - real) * known[None], axis=(1, 2)) for own in seen]
+        nearest = jnp.argmin(jnp.stack(left), axis=0), jnp.arange(len(poses))
+        poses, bares[slot] = jnp.stack(tried)[nearest], jnp.stack(seen)[nearest]
+    return poses

@@ -144,12 +144,24 @@ def fit_simulator(
     )
     batches = max(1, len(chosen) // size)
     for visit in range(config.fit.passes):
+        # First for glyphs of an earlier fit, then when these are plain and there is time to settle again.
+        if visit in (0, config.fit.passes // 2):
+            state = state._replace(poses=_moved_aside(state, evidence, size=size))
         residuals = []
         for _ in range(batches):
             state, residual = step(state, evidence)
             residuals.append(residual)
         report((visit + 1) * batches, float(np.mean([np.asarray(r) for r in residuals])))
     return np.asarray(fit.clean(state.atlas, config=config.fit)), np.asarray(state.poses)
+
+
+def _moved_aside(state: fit.FitState, evidence: fit.Evidence, *, size: int) -> jax.Array:
+    """`fit.step_aside` of all poses `[M, L, 3]`, a batch at a time."""
+    move = jax.jit(fit.step_aside)
+    rows = (state.poses, evidence.ink, evidence.labels)
+    starts = range(0, len(state.poses), size)
+    parts = [move(state.atlas, *(x[start : start + size] for x in rows), evidence.known) for start in starts]
+    return jnp.concatenate(parts)
 
 
 def classify_step(config: Config, total: int) -> Callable[..., tuple[classify.ClassifierState, classify.Metrics]]:

@@ -118,3 +118,36 @@ def test_clean_drops_specks():
     np.testing.assert_allclose(
         fit.clean(jnp.asarray([0.0, 0.05, 0.1, 0.7]), config=FitConfig(faintest=0.1)), [0, 0, 0.1, 0.7]
     )
+
+
+PITCH = fit.ASIDE[-1] * CAPTCHA.height
+
+
+def comb(middle):
+    """A glyph of three stems `[S, S]`, as far apart as the farthest place that is tried."""
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
+    stems = [np.clip(1.5 - abs(x - middle - offset * PITCH), 0.0, 1.0) for offset in (-1, 0, 1)]
+    return jnp.asarray((abs(y) < 5) * np.max(stems, axis=0), jnp.float32)
+
+
+def test_like_strokes_are_not_left_on_one_another():
+    """Half of the images have settled one stem apart from the others; the atlas shows both, the one as plain."""
+    x = jnp.asarray([[11.0, 29.0]]) + jax.random.uniform(jax.random.key(2), (16, 2), minval=-1.0, maxval=1.0)
+    poses = jnp.stack([jnp.full_like(x, 10.0), x, jnp.zeros_like(x)], -1)
+    labels = jnp.zeros((16, 2), jnp.int32)
+    ink = draw(comb(0.0)[None, None], labels, poses)
+    side = jnp.where(jnp.arange(16) % 2, 0.5, -0.5)[:, None] * PITCH
+    atlas = 0.5 * (comb(-PITCH / 2) + comb(PITCH / 2))[None, None]
+    moved = jax.jit(fit.step_aside)(atlas, poses.at[..., 1].add(side), ink, labels, jnp.ones(ink.shape[1:]))
+    np.testing.assert_allclose(moved, poses.at[..., 1].add(-PITCH / 2), atol=1e-3)
+
+
+def test_what_stands_right_stays_and_what_is_off_comes_back():
+    x, y = jnp.asarray([[10.0, 30.0]] * 6), jnp.asarray([[9.0, 11.0]] * 6)
+    poses = jnp.stack([y, x, jnp.full_like(x, 0.2)], -1)
+    labels = jnp.asarray([[0, 1], [1, 2], [2, 0]] * 2)
+    ink = draw(shapes(), labels, poses)
+    step = fit.ASIDE[3] * CAPTCHA.height
+    off = poses.at[3:, 1, 1].add(step)
+    moved = jax.jit(fit.step_aside)(shapes(), off, ink, labels, jnp.ones(ink.shape[1:]))
+    np.testing.assert_allclose(moved, poses, atol=1e-4)
