@@ -5,6 +5,7 @@ those guesses and comparing with the real ink gives a gradient for the glyph sha
 for the pose of each glyph; the average over hundreds of sights of each character corrects wrong guesses.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -155,7 +156,7 @@ def step_aside(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.A
 
     Gradients leave strokes that are like each other, such as the stems of an m, on one another: images that settle one
     stem apart make the atlas a glyph with its ghost beside it, which keeps either where it is. Seen through a tilt the
-    right one is the plainer, and both go there.
+    right one is the plainer, and both go there. Arguments as in `residual`: ink `[B, H, W]`, labels `[B, L]`.
     """
     tilted = atlas * jnp.linspace(TILT, 1.0, atlas.shape[-1])[None, None, None]
     real, slots = ink.astype(jnp.float32) / 255.0, range(labels.shape[1])
@@ -166,7 +167,7 @@ def step_aside(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.A
 
     bares = [bare(slot, poses) for slot in slots]
     for slot in slots:
-        others = jnp.prod(jnp.stack([bares[other] for other in slots if other != slot]), axis=0)
+        others = math.prod((bares[other] for other in slots if other != slot), start=jnp.ones(ink.shape))
         tried = [poses.at[:, slot, 1].add(share * ink.shape[1]) for share in ASIDE]
         seen = [bare(slot, at) for at in tried]
         left = [jnp.sum(jnp.square(1.0 - others * own - real) * known[None], axis=(1, 2)) for own in seen]

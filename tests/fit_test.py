@@ -151,3 +151,12 @@ def test_what_stands_right_stays_and_what_is_off_comes_back():
     off = poses.at[3:, 1, 1].add(step)
     moved = jax.jit(fit.step_aside)(shapes(), off, ink, labels, jnp.ones(ink.shape[1:]))
     np.testing.assert_allclose(moved, poses, atol=1e-4)
+
+
+def test_one_character_alone_is_tried_aside_too():
+    poses = jnp.asarray([[[10.0, 20.0, 0.0]]] * 3)
+    labels = jnp.asarray([[0], [1], [2]])
+    ink = draw(shapes(), labels, poses)
+    off = poses.at[..., 1].add(fit.ASIDE[3] * CAPTCHA.height)
+    moved = jax.jit(fit.step_aside)(shapes(), off, ink, labels, jnp.ones(ink.shape[1:]))
+    np.testing.assert_allclose(moved, poses, atol=1e-4)
