@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from simgan_jax.config import Config
 
 POOL = 2048
 DRAWN = 500
+SEEDS = 3
 
 
 class Training:
@@ -43,6 +44,20 @@ class Training:
     def __call__(self) -> Any:
         self._state, metrics = self._chunk(self._state, self._key, self._data, length=self._length)
         return metrics, self._state
+
+
+class SeedsTraining(Training):
+    """The same step for several seeds at once, by `jax.vmap` over their states, keys and data."""
+
+    def __init__(self, step_fn: train.Step, starts: Sequence[Any], data: Sequence[Any], *, length: int) -> None:
+        def stack(trees: Sequence[Any]) -> Any:
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+        super().__init__(step_fn, stack(starts), stack(data), length=length)
+        chunk = functools.partial(self._chunk, length=length)
+        compiled = jax.jit(jax.vmap(chunk), donate_argnums=0)
+        self._chunk = lambda state, keys, data, length: compiled(state, keys, data)
+        self._key = jnp.broadcast_to(self._key, (len(starts),))
 
 
 def chunk_length() -> int:
@@ -155,6 +170,24 @@ def classifier_cases(config: Config) -> list[Case]:
         keras_step = _peers_keras.Classifier(config, weights, data).step
         cases.append(Case("Keras 3, JAX backend", _repeated(keras_step, length), batch * length, cost))
     return cases
+
+
+def seeds_cases(config: Config) -> list[Case]:
+    """A training step of the classifiers of several seeds: all of them at once, and one after the other."""
+    length, step_fn = chunk_length(), stages.classify_step(config, config.classify.steps)
+    batch, cost = SEEDS * config.classify.batch_size, counts.classify_step(config) * (SEEDS * length)
+    data = [pool(config)] * SEEDS
+
+    def starts() -> list[Any]:
+        init = functools.partial(classify.init, classifier_config=config.classifier, config=config.classify)
+        return [init(jax.random.key(seed), config.captcha) for seed in range(SEEDS)]
+
+    at_once = SeedsTraining(step_fn, starts(), data, length=length)
+    in_turn = [Training(step_fn, start, own, length=length) for start, own in zip(starts(), data, strict=True)]
+    return [
+        Case(f"simgan_jax, {SEEDS} seeds at once", at_once, batch * length, cost),
+        Case(f"simgan_jax, {SEEDS} seeds in turn", lambda: [train() for train in in_turn], batch * length, cost),
+    ]
 
 
 def _repeated(step: Callable[[], Any], times: int) -> Callable[[], Any]:

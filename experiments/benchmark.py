@@ -17,7 +17,7 @@ from absl import flags
 from experiments import _flags, _growth, _suites
 from simgan_jax import benchmark, benchmark_tables, config, workdir
 
-SUITES = (*_suites.SIMGAN_STEPS, "classifier_step", "synthesis", "growth", "end_to_end")
+SUITES = (*_suites.SIMGAN_STEPS, "classifier_step", "seeds", "synthesis", "growth", "end_to_end")
 _SUITE = flags.DEFINE_enum("suite", None, SUITES, "What to time.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Times that each case is run after warming up.", lower_bound=1)
@@ -51,9 +51,11 @@ def main() -> int:
             cases = _suites.synthesis_cases(settings)
         elif suite == "classifier_step":
             cases = _suites.classifier_cases(settings)
+        elif suite == "seeds":
+            cases = _suites.seeds_cases(settings)
         else:
             cases = _suites.simgan_cases(suite, settings)
-        parts = {"synthesis": "synthesizer", "classifier_step": "classifier,classify"}
+        parts = {"synthesis": "synthesizer", "classifier_step": "classifier,classify", "seeds": "classifier,classify"}
         groups = parts.get(suite, "refiner,discriminator,refine").split(",")
         chosen = {group: dataclasses.asdict(getattr(settings, group)) for group in groups}
         content = benchmark.run(suite, cases, repetitions=_REPETITIONS.value, settings=chosen)

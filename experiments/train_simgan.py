@@ -19,7 +19,11 @@ from simgan_jax import atomic, figures, grids, pipeline, stages
 def main() -> int:
     with _target.open_run() as (run, _, _):
         pool = pipeline.simulated_pool(run)
-        params = pipeline.refine_stages(run, pool)
+        total = run.config.classify.steps
+        # As in `run`, whose first arm the refined captchas are held to.
+        held = run.config.refine.lambda_label > 0
+        reader = pipeline.classify_stage(run, "synthetic", pool, None, total=total) if held else None
+        params = pipeline.refine_stages(run, pool, reader)
         shown = stages.take(pool, figures.SHOWN)
         picture = figures.refinement_picture(run, shown, stages.refine_pool(params, shown, config=run.config))
         atomic.write_bytes(run.workdir.path / "refinement.png", grids.png(picture))

@@ -32,8 +32,9 @@ RESULTS_CAPTION = (
 )
 REFINERS_CAPTION = (
     "On captchas that the refiner was not trained on. Change: mean |R(x) - x|, images in [-1, 1]. A classifier of raw "
-    "images reads x and R(x): alike, and right. Shift: how far the ink of a glyph moved. AUC: of a critic that tells "
-    "real captchas from simulated or refined ones it has not seen; 0.5 is a coin."
+    "images reads x and R(x): alike, and right; it is no stranger to a refiner that was held to labels (lambda_label). "
+    "Shift: how far the ink of a glyph moved. AUC: of a critic that tells real captchas from simulated or refined ones "
+    "it has not seen; 0.5 is a coin."
 )
 
 

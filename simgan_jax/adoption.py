@@ -28,31 +28,31 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
         return False
     config = workdir.config_from(identity["config"])
     rounds = config.fit.rounds
-    wide = parts.refiner("wide")
+    wide = parts.refiner("wide", config)
     stages = {stage: stage for stage in ("pretrain/refiner", "pretrain/discriminator", "refine")}
     plans: list[tuple[Part, dict[str, str]]] = [(wide, stages)]
     for arm, images in (("synthetic", "raw"), ("refined", "refined")):
         plan = {f"classify/{arm}": f"classify/{ARM}", f"predict/{arm}": f"predict/{ARM}"}
-        plans.append((parts.classifier("wide", images, 1.0), plan))
+        plans.append((parts.classifier("wide", images, 1.0, config), plan))
     names = {"synthetic": 1, "refined": 2}
     if rounds:
         plan = {}
         for number in range(rounds):
             for stage in (f"fit/{number}", f"classify/fitted{number}", f"predict/fitted{number}"):
                 plan[stage] = stage
-        plans.append((parts.rounds(), plan))
+        plans.append((parts.rounds(config), plan))
         names[f"fitted{rounds - 1}"] = 3
         if config.adapt.steps:
             last = Arm("", "fitted", "both", training="rounds", self_trained=True)
             plan = {"rescore/fitted": "rescore/fitted", "adapt": "adapt", "predict/adapted": f"predict/{ARM}"}
-            plans.append((parts.of_arm(last), plan))
+            plans.append((parts.of_arm(last, config), plan))
             names["adapted"] = 4
     best = workdir.read_json(source / "summary.json")["best"]
     if best in names:
         plans[names[best]][1]["predict/final"] = f"predict/{SHIFTED}"
         if names[best] > 2:
             answer = Arm("", "fitted", "both", training="rounds", self_trained=best == "adapted", decided=True)
-            plans.append((parts.of_arm(answer), {"rescore/final": f"rescore/{DECIDED}"}))
+            plans.append((parts.of_arm(answer, config), {"rescore/final": f"rescore/{DECIDED}"}))
     for part, plan in plans:
         with bench.open(part, config) as made:
             if challenge.read_predictions(source / "predictions.csv").names != made.target.names:
@@ -62,7 +62,7 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
                     _copy(source, made.workdir.path, old, new)
                     facts = {key: value for key, value in rows[old].items() if key not in ("stage", "seconds")}
                     made.workdir.finish(new, rows[old]["seconds"], **facts)
-            if part == parts.rounds() and not made.workdir.done(f"predict/{ARM}"):
+            if part == parts.rounds(config) and not made.workdir.done(f"predict/{ARM}"):
                 last_readings = f"readings.fitted{rounds - 1}"
                 made.workdir.save(f"readings.{ARM}", **made.workdir.load(last_readings))
                 made.workdir.finish(f"predict/{ARM}", 0.0)

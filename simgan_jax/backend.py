@@ -29,6 +29,11 @@ def block_size() -> int | None:
     return 4 if jax.default_backend() == "cpu" else None
 
 
+def images_at_once() -> int:
+    """Images that a network reads or refines at a time: as many as leave their activations in a CPU's cache."""
+    return 20 if jax.default_backend() == "cpu" else 500
+
+
 def drawings() -> int:
     """Captchas at a time whose drawings settle: as many as a CPU's cache holds."""
     return 32 if jax.default_backend() == "cpu" else 512

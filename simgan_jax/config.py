@@ -149,7 +149,10 @@ class DiscriminatorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RefineConfig:
-    """Pretraining and Algorithm 1; `lambda_reg` in the paper's units (sum of patches, sum of pixels)."""
+    """Pretraining and Algorithm 1; `lambda_reg` in the paper's units (sum of patches, sum of pixels).
+
+    `lambda_label` weighs how badly the classifier of simulated images reads refined ones, summed over characters.
+    """
 
     batch_size: int = 32
     refiner_pretrain_steps: int = 100

@@ -29,35 +29,38 @@ class Part:
     needs: tuple["Part", ...] = ()
 
 
-def refiner(simulator: str) -> Part:
-    """Pretraining and adversarial training on a simulator's captchas."""
-    if simulator == "fitted":
-        return Part("refiner", ROUTE, {"simulator": simulator}, (rounds(),))
-    return Part("refiner", (*BASE, *REFINER), {"simulator": simulator})
+def refiner(simulator: str, config: Config) -> Part:
+    """Pretraining and adversarial training on a simulator's captchas, held to their labels where that is asked."""
+    groups, needs = ((*BASE, *REFINER), ()) if simulator != "fitted" else (ROUTE, (rounds(config),))
+    if config.refine.lambda_label:
+        groups = tuple(dict.fromkeys((*groups, *READER)))
+        needs = (*needs, classifier(simulator, "raw", 1.0, config))
+    return Part("refiner", groups, {"simulator": simulator}, needs)
 
 
-def classifier(simulator: str, images: str, share: float) -> Part:
+def classifier(simulator: str, images: str, share: float, config: Config) -> Part:
     """A classifier from scratch on a share of a simulator's captchas: raw, refined, or both."""
-    needs = (rounds(),) if simulator == "fitted" else ()
+    needs = (rounds(config),) if simulator == "fitted" else ()
     groups: tuple[str, ...] = ROUTE if simulator == "fitted" else (*BASE, *READER)
     if images != "raw":
-        needs = (*needs, refiner(simulator))
+        needs = (*needs, refiner(simulator, config))
         groups = tuple(dict.fromkeys((*groups, *REFINER)))
     return Part("classifier", groups, {"simulator": simulator, "images": images, "share": share}, needs)
 
 
-def rounds() -> Part:
+def rounds(config: Config) -> Part:
     """The rounds of fitting of the main job, which begin with its two arms on the wide simulator."""
-    start = tuple(classifier("wide", images, 1.0) for images in ("raw", "refined"))
-    return Part("rounds", ROUTE, {"simulator": "fitted"}, (refiner("wide"), *start))
+    start = tuple(classifier("wide", images, 1.0, config) for images in ("raw", "refined"))
+    return Part("rounds", ROUTE, {"simulator": "fitted"}, (refiner("wide", config), *start))
 
 
-def of_arm(arm: Arm) -> Part:
-    """The part whose readings are those of an arm without labels."""
-    base = rounds() if arm.training == "rounds" else classifier(arm.simulator, arm.images, arm.share)
+def of_arm(arm: Arm, config: Config) -> Part:
+    """The part whose readings are those of an arm without labels, under the arm's own configuration."""
+    in_rounds = arm.training == "rounds"
+    base = rounds(config) if in_rounds else classifier(arm.simulator, arm.images, arm.share, config)
     if arm.self_trained:
         # The rounds' readings are decided before they are learned from.
-        decided = ("rescore",) if arm.training == "rounds" else ()
+        decided = ("rescore",) if in_rounds else ()
         base = Part("adapted", (*base.groups, *decided, "adapt"), {"of": base.kind, **base.recipe}, (base,))
     if arm.decided:
         groups = tuple(dict.fromkeys((*base.groups, "rescore")))

@@ -89,8 +89,12 @@ def pretrain_stages(run: Run, pool: classify.Pool) -> state.SimGANState:
     )
 
 
-def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
+def refine_stages(run: Run, pool: classify.Pool, reader: classifier.Params | None) -> refiner.Params:
     """Pretrains and trains refiner and discriminator on the pool and the target; the refiner's averaged parameters.
+
+    Args:
+      reader: the classifier of simulated captchas that should read refined ones alike; needed if `refine.lambda_label`
+        is above 0 and the stage is not done.
 
     Raises:
       CollapseError: the adversarial training broke down; the run ends.
@@ -101,7 +105,7 @@ def refine_stages(run: Run, pool: classify.Pool) -> refiner.Params:
         "refine",
         run.keys["refine"],
         lambda: state.restart(pretrained),
-        steps.simgan_step,
+        functools.partial(steps.simgan_step, label_loss_fn=stages.label_loss(reader, run.config)),
         pool,
         total=run.config.refine.steps,
         watch=alarms.check,
@@ -294,7 +298,7 @@ def train_arms(run: Run) -> Iterator[Arm]:
     raw = classify_stage(run, "synthetic", pool, None, total=config.classify.steps)
     first = read_arm(run, "synthetic", raw)
     yield Arm("synthetic", raw, first, [figures.of_target(run)])
-    params = refine_stages(run, pool)
+    params = refine_stages(run, pool, raw)
     refined = _timed_pool(run, "refined", lambda: stages.refine_pool(params, pool, config=config))
     latest = classify_stage(run, "refined", refined, None, total=config.classify.steps)
     second = read_arm(run, "refined", latest)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import alphabet, classifier, images
+from simgan_jax import alphabet, backend, classifier, images
 from simgan_jax.config import CaptchaConfig, ClassifierConfig
 
 
@@ -22,10 +22,12 @@ class Reader:
     """A compiled reader of uint8 ink `[N, H, W]` for one kind of network; memory stays one batch.
 
     Each image is read as it stands and at each shift (dy, dx) in pixels, and the probabilities are averaged.
+
+    batch_size: images at a time; the number that suits the backend if None.
     """
 
-    def __init__(self, captcha: CaptchaConfig, *, config: ClassifierConfig, batch_size: int = 500) -> None:
-        self._batch_size = batch_size
+    def __init__(self, captcha: CaptchaConfig, *, config: ClassifierConfig, batch_size: int | None = None) -> None:
+        self._batch_size = backend.images_at_once() if batch_size is None else batch_size
 
         def read(params: classifier.Params, ink: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
             moved = jnp.roll(ink, shift, axis=(1, 2))

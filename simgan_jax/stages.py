@@ -9,7 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import adapt, classify, fit, glyphs, images, layout, reading, refiner, synthesizer, target
+from simgan_jax import (
+    adapt,
+    backend,
+    classifier,
+    classify,
+    fit,
+    glyphs,
+    images,
+    layout,
+    losses,
+    reading,
+    refiner,
+    steps,
+    synthesizer,
+    target,
+)
 from simgan_jax.config import ClassifyConfig, Config
 
 DRAW_BATCH = 500
@@ -97,12 +112,28 @@ def refine_pool(params: refiner.Params, pool: classify.Pool, *, config: Config) 
     def refine(params: refiner.Params, ink: jax.Array) -> jax.Array:
         return images.to_uint8(refiner.apply(params, images.to_unit(ink), config=config.refiner))
 
-    out = np.empty(pool.ink.shape, np.uint8)
-    for start in range(0, len(out), DRAW_BATCH):
-        batch = np.asarray(pool.ink[start : start + DRAW_BATCH])
-        padded = np.pad(batch, ((0, DRAW_BATCH - len(batch)), (0, 0), (0, 0)))
+    ink, size = np.asarray(pool.ink), backend.images_at_once()
+    out = np.empty(ink.shape, np.uint8)
+    for start in range(0, len(out), size):
+        batch = ink[start : start + size]
+        padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0)))
         out[start : start + len(batch)] = np.asarray(refine(params, jnp.asarray(padded)))[: len(batch)]
     return pool._replace(ink=jnp.asarray(out))
+
+
+def label_loss(reader: classifier.Params | None, config: Config) -> steps.LabelLoss | None:
+    """(refined `[B, H, W, 1]`, labels `[B, L]`) -> `[B]`: how badly a classifier reads them, summed cross-entropies.
+
+    None where there is no classifier or `refine.lambda_label` is 0.
+    """
+    if reader is None or not config.refine.lambda_label:
+        return None
+
+    def loss(refined: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = classifier.apply(reader, refined, config.captcha, config=config.classifier).logits
+        return losses.character_cross_entropy(logits, labels)
+
+    return loss
 
 
 def take(pool: classify.Pool, count: int) -> classify.Pool:

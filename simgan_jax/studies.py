@@ -19,6 +19,7 @@ TRAININGS = ("scratch", "rounds")
 # Lambda in the paper's units (sum of pixels against sum of patches), three a decade.
 LAMBDAS = (0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0)
 PSIS = ("identity", "gradients", "blur", "mean")
+LABELS = (10.0, 100.0)
 HELD_OUT = 5
 
 
@@ -178,6 +179,18 @@ def _lambda(config: Config) -> Study:
     return _refiners("lambda", "How strongly should refined images be held to simulated ones (paper Eq 1)?", variants)
 
 
+def _labels(config: Config) -> Study:
+    del config
+    arms = []
+    for simulator in ("seed", "wide"):
+        arms += [Arm(f"{simulator} {images}", simulator, images) for images in ("raw", "refined")]
+        for weight in LABELS:
+            overrides = {"refine.lambda_label": weight}
+            arms.append(Arm(f"{simulator} labels {weight:g}", simulator, "refined", overrides=overrides))
+    question = "Should a classifier of the simulated captchas go on reading the refined ones?"
+    return Study("labels", question, tuple(arms))
+
+
 def _psi(config: Config) -> Study:
     del config
     variants = {f"psi {name}": {"refine.psi": name} for name in PSIS}
@@ -222,6 +235,7 @@ STUDIES: dict[str, Callable[[Config], Study]] = {
     "history": _history,
     "adversary": _adversary,
     "lambda": _lambda,
+    "labels": _labels,
     "psi": _psi,
     "pretraining": _pretraining,
     "k_g": _k_g,

@@ -83,7 +83,8 @@ class Workbench:
 
     def answer(self, arm: Arm, config: Config) -> Answer:
         """Trains an arm that needs no labels, unless that is done, and measures its refiner."""
-        config, part = studies.arm_config(arm, config), parts.of_arm(arm)
+        config = studies.arm_config(arm, config)
+        part = parts.of_arm(arm, config)
         try:
             readings = self._readings(arm, config)
         except alarms.CollapseError as error:
@@ -111,7 +112,7 @@ class Workbench:
     def picture(self, arm: Arm, config: Config) -> bytes | None:
         """The picture of an arm's refiner or of its fitted simulator, PNG."""
         config = studies.arm_config(arm, config)
-        part = parts.refiner(arm.simulator) if arm.refines else parts.of_arm(arm)
+        part = parts.refiner(arm.simulator, config) if arm.refines else parts.of_arm(arm, config)
         path = self._folder(part, config) / "picture.png"
         return path.read_bytes() if path.is_file() else None
 
@@ -119,13 +120,14 @@ class Workbench:
         """A sheet of real and refined captchas for a human test, PNG, and its key."""
         if not arm.refines:
             return None
-        folder = self._folder(parts.refiner(arm.simulator), studies.arm_config(arm, config))
+        config = studies.arm_config(arm, config)
+        folder = self._folder(parts.refiner(arm.simulator, config), config)
         path = folder / "turing.png"
         return (path.read_bytes(), workdir.read_json(folder / "turing.json")) if path.is_file() else None
 
     def _readings(self, arm: Arm, config: Config) -> reading.Readings:
         """What an arm read, trained first unless that is done; raises CollapseError also if it collapsed before."""
-        part, (stage, name) = parts.of_arm(arm), _read_as(arm)
+        part, (stage, name) = parts.of_arm(arm, config), _read_as(arm)
         if (found := self._facts(part, config, "collapsed")) is not None:
             raise alarms.CollapseError(found["message"])
         if self._facts(part, config, stage) is None:
@@ -137,12 +139,12 @@ class Workbench:
         """Trains and reads; what the target shows then stands in the part's folder."""
         if arm.decided:
             readings = self._readings(dataclasses.replace(arm, decided=False, shifted=True), config)
-            with self.open(parts.of_arm(arm), config) as run:
+            with self.open(parts.of_arm(arm, config), config) as run:
                 pipeline.rescore_stage(run, DECIDED, readings, self._glyphs(config))
             return
         if arm.shifted:
             self._readings(dataclasses.replace(arm, shifted=False), config)
-            with self.open(parts.of_arm(arm), config) as run:
+            with self.open(parts.of_arm(arm, config), config) as run:
                 _read(run, arm, _restore(run, arm))
             return
         pool: classify.Pool | None = None
@@ -153,7 +155,7 @@ class Workbench:
             params, belief = self._classifier(arm.simulator, arm.images, arm.share, config)
         if arm.self_trained:
             pool = pool or self._shown(arm.simulator, arm.images, arm.share, config)
-            with self.open(parts.of_arm(arm), config) as run:
+            with self.open(parts.of_arm(arm, config), config) as run:
                 if arm.training == "rounds":
                     raw, refined = (self._classifier("wide", images, 1.0, config)[1] for images in ("raw", "refined"))
                     belief = pipeline.decided_belief(run, raw, refined, belief, self._glyphs(config))
@@ -163,7 +165,7 @@ class Workbench:
     def _classifier(
         self, simulator: str, shown: str, share: float, config: Config
     ) -> tuple[classifier.Params, reading.Readings]:
-        part = parts.classifier(simulator, shown, share)
+        part = parts.classifier(simulator, shown, share, config)
         done = self._facts(part, config, f"classify/{ARM}") is not None
         pool = None if done else self._shown(simulator, shown, share, config)
         with self.open(part, config) as run:
@@ -180,7 +182,7 @@ class Workbench:
         params, refined = self._classifier("wide", "refined", 1.0, config)
         belief = pipeline.mean_readings(raw, refined)
         kept = self._shown("wide", "refined", 1.0, config)
-        with self.open(parts.rounds(), config) as run:
+        with self.open(parts.rounds(config), config) as run:
             last = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1).pop()
             if not run.workdir.done(f"predict/{ARM}"):
                 run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
@@ -190,15 +192,15 @@ class Workbench:
         return last
 
     def _glyphs(self, config: Config) -> np.ndarray:
-        with self.open(parts.rounds(), config) as run:
+        with self.open(parts.rounds(config), config) as run:
             return pipeline.last_glyphs(run)
 
     def _simulator(self, name: str, config: Config) -> stages.Simulator:
         if name != "fitted":
             return stages.configured_simulator(config)
-        if self._facts(parts.rounds(), config, f"predict/{ARM}") is None:
+        if self._facts(parts.rounds(config), config, f"predict/{ARM}") is None:
             self._rounds(config)
-        with self.open(parts.rounds(), config) as run:
+        with self.open(parts.rounds(config), config) as run:
             return stages.fitted_simulator(config, **run.workdir.load(f"fit.{config.fit.rounds - 1}"))
 
     def _pool(self, simulator: str, config: Config) -> classify.Pool:
@@ -208,26 +210,26 @@ class Workbench:
         key = jax.random.fold_in(keys["fitted"], config.fit.rounds) if fitted else keys["pool"]
 
         def draw() -> classify.Pool:
-            drawn_with = self._simulator(simulator, config)
-            count = config.synthesizer.pool
+            drawn_with, count = self._simulator(simulator, config), config.synthesizer.pool
             return stages.draw_pool(key, drawn_with, self._target(config).scene, count=count, config=config)
 
         part = Part("pool", ROUTE if fitted else BASE, {"simulator": simulator})
         return cast(classify.Pool, self._once("pool", part, config, draw))
 
     def _refiner(self, simulator: str, config: Config) -> refiner.Params:
-        part = parts.refiner(simulator)
-        done = self._facts(part, config, "refine") is not None
-        pool = None if done else self._pool(simulator, config)
+        part, pool, reader = parts.refiner(simulator, config), None, None
+        if self._facts(part, config, "refine") is None:
+            pool = self._pool(simulator, config)
+            reader = self._classifier(simulator, "raw", 1.0, config)[0] if config.refine.lambda_label else None
         with self.open(part, config) as run:
-            return pipeline.refine_stages(run, cast(classify.Pool, pool))
+            return pipeline.refine_stages(run, cast(classify.Pool, pool), reader)
 
     def _refined(self, simulator: str, config: Config) -> classify.Pool:
         def refine() -> classify.Pool:
             params = self._refiner(simulator, config)
             return stages.refine_pool(params, self._pool(simulator, config), config=config)
 
-        return cast(classify.Pool, self._once("refined", parts.refiner(simulator), config, refine))
+        return cast(classify.Pool, self._once("refined", parts.refiner(simulator, config), config, refine))
 
     def _shown(self, simulator: str, shown: str, share: float, config: Config) -> classify.Pool:
         """The captchas that a classifier is shown."""
@@ -252,7 +254,7 @@ class Workbench:
 
     def _measure(self, arm: Arm, config: Config) -> dict[str, float]:
         """What the arm's refiner does to captchas that neither it nor the independent reader has seen."""
-        part = parts.refiner(arm.simulator)
+        part = parts.refiner(arm.simulator, config)
         known = self._facts(part, config, "measure")
         if known is not None:
             return _numbers(known)
@@ -302,8 +304,7 @@ class Workbench:
         workdir.write_json(folder / "turing.json", answers)
 
     def _unseen(self, simulator: str, config: Config) -> classify.Pool:
-        drawn_with = self._simulator(simulator, config)
-        count = min(MEASURED, config.synthesizer.pool)
+        drawn_with, count = self._simulator(simulator, config), min(MEASURED, config.synthesizer.pool)
         return stages.draw_pool(self._key(0), drawn_with, self._target(config).scene, count=count, config=config)
 
     def _real(self, config: Config) -> np.ndarray:
@@ -357,9 +358,8 @@ class Workbench:
             texts, _ = reading.answers(readings.probabilities, config.captcha)
             believed = estimate.accuracy(readings.probabilities).estimate
         folders = {self._folder(piece, config): piece for piece in parts.closure(part)}
-        seconds = {folder: self._seconds(piece, config) for folder, piece in folders.items()}
-        own = self._folder(part, config)
-        return Answer(texts, believed, seconds[own], sum(seconds.values()), measured, own, collapsed)
+        own, whole = self._seconds(part, config), sum(self._seconds(piece, config) for piece in folders.values())
+        return Answer(texts, believed, own, whole, measured, self._folder(part, config), collapsed)
 
     def _seconds(self, part: Part, config: Config) -> float:
         return float(sum(row["seconds"] for row in self._stages(part, config) if row["stage"] != "measure"))

@@ -6,8 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _growth, _peers_pillow
-from simgan_jax import benchmark, benchmark_tables, classifier, counts, discriminator, refiner, workdir
+from experiments import _growth, _peers_pillow, _suites
+from simgan_jax import (
+    benchmark,
+    benchmark_tables,
+    classifier,
+    classify,
+    counts,
+    discriminator,
+    refiner,
+    stages,
+    workdir,
+)
 from simgan_jax.config import (
     CaptchaConfig,
     ClassifierConfig,
@@ -112,6 +122,31 @@ def test_counts_of_a_classifier_agree_with_xla(kind, key):
     params = jax.eval_shape(lambda: classifier.init(key, CAPTCHA, config=config))
     layers = counts.classifier_layers(2, CAPTCHA, config=config)
     close_to_xla(layers, lambda params, x: classifier.apply(params, x, CAPTCHA, config=config), params, BATCH)
+
+
+def test_seeds_at_once_train_as_in_turn():
+    """Each seed has its own parameters, data and dropout; a vmap must mix none of them."""
+    config = Config(
+        captcha=CaptchaConfig(height=12, width=24, length=2, alphabet="abcd"),
+        classifier=ClassifierConfig(widths=(8,), hidden=16, dropout=0.5),
+        classify=ClassifyConfig(batch_size=4, steps=9, lr=0.02, warmup=1),
+    )
+    step_fn, whole = stages.classify_step(config, config.classify.steps), _suites.pool(config)
+    init = jax.jit(
+        functools.partial(classify.init, classifier_config=config.classifier, config=config.classify), static_argnums=1
+    )
+    data = [classify.Pool(*(leaf[start : start + 50] for leaf in whole)) for start in (0, 50)]
+    starts = [[init(jax.random.key(seed), config.captcha) for seed in (0, 1)] for _ in range(2)]
+    at_once = _suites.SeedsTraining(step_fn, starts[0], data, length=1)
+    # The losses of the fourth step show three updates; parameters that change no output follow from rounding alone.
+    together = [at_once()[0] for _ in range(4)]
+    for seed in (0, 1):
+        training = _suites.Training(step_fn, starts[1][seed], data[seed], length=1)
+        for metrics in together:
+            alone, _ = training()
+            for name, value in alone.items():
+                np.testing.assert_allclose(metrics[name][seed], value, rtol=1e-4)
+    assert abs(together[-1]["cross_entropy"][0] - together[-1]["cross_entropy"][1]) > 0.01
 
 
 def test_cases_take_turns():

@@ -67,7 +67,7 @@ SMALL_FLAGS = (
     *("--preset=smoke", "--target=embedded", "--embedded_images=60"),
     *("--config.captcha.height=24", "--config.captcha.width=48", "--config.captcha.length=2"),
     *("--config.captcha.alphabet=abc3", "--config.synthesizer.fonts=lato-bold", "--config.synthesizer.pool=64"),
-    *("--config.fit.pool=64", "--config.classifier.widths=(8,)"),
+    *("--config.fit.pool=64", "--config.classifier.widths=(8,)", "--config.refine.lambda_label=0.5"),
 )
 
 

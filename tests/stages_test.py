@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import classify, layout, reading, refiner, stages, target
-from simgan_jax.config import CaptchaConfig, Config, FitConfig, RefinerConfig, SynthesizerConfig
+from simgan_jax import classifier, classify, images, layout, reading, refiner, stages, target
+from simgan_jax.config import (
+    CaptchaConfig,
+    ClassifierConfig,
+    Config,
+    FitConfig,
+    RefineConfig,
+    RefinerConfig,
+    SynthesizerConfig,
+)
 
 CONFIG = Config(
     captcha=CaptchaConfig(height=24, width=48, length=4, alphabet="abc3"),
@@ -59,6 +67,20 @@ def test_refining_changes_ink_alone():
     brighter = np.clip(np.asarray(pool.ink, np.float64) + 0.5 * 127.5, 0, 255)
     assert np.abs(np.asarray(refined.ink, np.float64) - brighter).max() <= 0.76
     equal(refined[1:], pool[1:])
+
+
+def test_label_loss_is_that_of_the_reader():
+    config = dataclasses.replace(CONFIG, classifier=ClassifierConfig(widths=(8,), hidden=8))
+    asked = dataclasses.replace(config, refine=RefineConfig(lambda_label=2.0))
+    reader = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
+    assert stages.label_loss(reader, config) is None and stages.label_loss(None, asked) is None
+    pool = make_pool(3, seed=1)
+    refined = images.to_unit(pool.ink)
+    # Weighed where it is used (steps.py).
+    loss = jax.jit(stages.label_loss(reader, asked))(refined, pool.labels)
+    logits = jax.jit(lambda x: classifier.apply(reader, x, config.captcha, config=config.classifier).logits)(refined)
+    likely = np.exp(np.asarray(logits, np.float64))[..., 1] / np.exp(np.asarray(logits, np.float64)).sum(-1)
+    np.testing.assert_allclose(loss, -np.log(likely).sum(axis=1), rtol=1e-4)
 
 
 def test_mixing():

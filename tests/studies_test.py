@@ -9,7 +9,7 @@ from simgan_jax.studies import Arm
 
 def test_names():
     assert list(studies.STUDIES) == [
-        *("route", "history", "adversary", "lambda", "psi", "pretraining", "k_g", "paper", "smoke"),
+        *("route", "history", "adversary", "lambda", "labels", "psi", "pretraining", "k_g", "paper", "smoke"),
     ]
 
 
@@ -43,7 +43,7 @@ def test_sizes_follow_the_configuration():
 
 
 def test_raw_arms_come_first():
-    for name in ("history", "adversary", "lambda", "psi", "pretraining", "k_g", "paper", "smoke"):
+    for name in ("history", "adversary", "lambda", "labels", "psi", "pretraining", "k_g", "paper", "smoke"):
         assert studies.study(name, config=presets.CPU).arms[0].images == "raw"
 
 
@@ -91,44 +91,54 @@ def test_route_steps():
     assert studies.route_steps(presets.override(presets.SMOKE, {"fit.rounds": 0})) == 4 + 4
 
 
-def folder(part, **overrides):
-    return parts.folder(part, config=presets.override(presets.CPU, overrides))
+def folder(part, *args, **overrides):
+    config = presets.override(presets.CPU, overrides)
+    return parts.folder(part(*args, config), config=config)
 
 
 def test_arms_share_what_does_not_depend_on_their_difference():
-    raw, refined = parts.classifier("wide", "raw", 1.0), parts.classifier("wide", "refined", 1.0)
-    assert folder(raw) == folder(raw, **{"refine.lambda_reg": 0.5, "fit.images": 10})
-    assert folder(refined) != folder(refined, **{"refine.lambda_reg": 0.5})
-    assert folder(parts.refiner("wide")) == folder(parts.refiner("wide"), **{"classify.steps": 7})
-    assert folder(raw) != folder(raw, **{"classify.steps": 7})
-    assert folder(raw) != folder(refined) != folder(parts.classifier("wide", "both", 1.0))
+    raw, refined, both = (("wide", images, 1.0) for images in ("raw", "refined", "both"))
+    of = parts.classifier
+    assert folder(of, *raw) == folder(of, *raw, **{"refine.lambda_reg": 0.5, "fit.images": 10})
+    assert folder(of, *refined) != folder(of, *refined, **{"refine.lambda_reg": 0.5})
+    assert folder(parts.refiner, "wide") == folder(parts.refiner, "wide", **{"classify.steps": 7})
+    assert folder(of, *raw) != folder(of, *raw, **{"classify.steps": 7})
+    assert folder(of, *raw) != folder(of, *refined) != folder(of, *both)
+
+
+@pytest.mark.parametrize("simulator", ["wide", "fitted"])
+def test_a_refiner_held_to_labels_depends_on_the_reader_that_holds_it(simulator):
+    held = {"refine.lambda_label": 1.0}
+    assert folder(parts.refiner, simulator, **held) != folder(parts.refiner, simulator, **held, **{"classify.steps": 7})
+    config = presets.override(presets.CPU, held)
+    assert parts.classifier(simulator, "raw", 1.0, config) in parts.refiner(simulator, config).needs
 
 
 def test_self_training_goes_on_from_the_same_classifier():
-    base = parts.of_arm(Arm("a", images="both"))
-    adapted = parts.of_arm(Arm("b", images="both", self_trained=True))
-    assert adapted.needs == (base,)
-    assert folder(base) == folder(base, **{"adapt.steps": 7})
-    assert folder(adapted) != folder(adapted, **{"adapt.steps": 7})
+    base, adapted = Arm("a", images="both"), Arm("b", images="both", self_trained=True)
+    assert parts.of_arm(adapted, presets.CPU).needs == (parts.of_arm(base, presets.CPU),)
+    assert folder(parts.of_arm, base) == folder(parts.of_arm, base, **{"adapt.steps": 7})
+    assert folder(parts.of_arm, adapted) != folder(parts.of_arm, adapted, **{"adapt.steps": 7})
 
 
 def test_deciding_goes_on_from_the_same_readings():
     for self_trained in (False, True):
-        base = parts.of_arm(Arm("a", "fitted", training="rounds", self_trained=self_trained))
-        decided = parts.of_arm(Arm("b", "fitted", training="rounds", self_trained=self_trained, decided=True))
-        assert decided.needs == (base,)
-        assert folder(decided) != folder(decided, **{"rescore.texts": 7})
+        base = Arm("a", "fitted", training="rounds", self_trained=self_trained)
+        decided = Arm("b", "fitted", training="rounds", self_trained=self_trained, decided=True)
+        assert parts.of_arm(decided, presets.CPU).needs == (parts.of_arm(base, presets.CPU),)
+        assert folder(parts.of_arm, decided) != folder(parts.of_arm, decided, **{"rescore.texts": 7})
     # Self-training learns from decided readings, the rounds do not.
-    assert folder(parts.rounds()) == folder(parts.rounds(), **{"rescore.texts": 7})
-    assert folder(base) != folder(base, **{"rescore.texts": 7})
+    assert folder(parts.rounds) == folder(parts.rounds, **{"rescore.texts": 7})
+    assert folder(parts.of_arm, base) != folder(parts.of_arm, base, **{"rescore.texts": 7})
 
 
 def test_fitted_arms_build_on_the_rounds():
-    arm = parts.of_arm(Arm("a", "fitted", "refined"))
-    kinds = [part.kind for part in parts.closure(arm)]
+    arm = Arm("a", "fitted", "refined")
+    kinds = [part.kind for part in parts.closure(parts.of_arm(arm, presets.CPU))]
     assert kinds[0] == "classifier" and {"rounds", "refiner"} <= set(kinds)
-    assert folder(arm) != folder(arm, **{"fit.passes": 1})
-    assert parts.of_arm(Arm("b", "fitted", "both", training="rounds")) == parts.rounds()
+    assert folder(parts.of_arm, arm) != folder(parts.of_arm, arm, **{"fit.passes": 1})
+    in_rounds = Arm("b", "fitted", "both", training="rounds")
+    assert parts.of_arm(in_rounds, presets.CPU) == parts.rounds(presets.CPU)
 
 
 def test_parts_with_the_same_needs_in_time_are_named_apart():
@@ -138,6 +148,6 @@ def test_parts_with_the_same_needs_in_time_are_named_apart():
         for arm in studies.study(name, config=presets.CPU).arms:
             if not arm.oracle:
                 config = studies.arm_config(arm, presets.CPU)
-                part = parts.of_arm(arm)
+                part = parts.of_arm(arm, config)
                 content = (part.kind, repr(parts.depends(part, config=config)))
                 assert seen.setdefault(parts.folder(part, config=config), content) == content
