@@ -35,29 +35,33 @@ SEEDS = 3
 
 
 class Training:
-    """A step of ours as the stages run it: some steps a call, through `train.make_chunk`, the state donated."""
+    """A step of ours as the stages run it: some steps a call, the state donated.
 
-    def __init__(self, step_fn: train.Step, start: Any, data: Any, *, length: int) -> None:
-        self._chunk, self._data, self._length = train.make_chunk(step_fn), data, length
-        self._state, self._key = start, jax.random.key(1)
+    chunk: (state, key, data) -> (state, metrics), compiled.
+    """
+
+    def __init__(self, chunk: Callable[..., tuple[Any, Any]], start: Any, data: Any, key: jax.Array) -> None:
+        self._chunk, self._state, self._data, self._key = chunk, start, data, key
 
     def __call__(self) -> Any:
-        self._state, metrics = self._chunk(self._state, self._key, self._data, length=self._length)
+        self._state, metrics = self._chunk(self._state, self._key, self._data)
         return metrics, self._state
 
 
-class SeedsTraining(Training):
-    """The same step for several seeds at once, by `jax.vmap` over their states, keys and data."""
+def one_seed(step_fn: train.Step, start: Any, data: Any, *, length: int) -> Training:
+    """Training as `train.fit` does it, `length` steps at a time."""
+    return Training(functools.partial(train.make_chunk(step_fn), length=length), start, data, jax.random.key(1))
 
-    def __init__(self, step_fn: train.Step, starts: Sequence[Any], data: Sequence[Any], *, length: int) -> None:
-        def stack(trees: Sequence[Any]) -> Any:
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-        super().__init__(step_fn, stack(starts), stack(data), length=length)
-        chunk = functools.partial(self._chunk, length=length)
-        compiled = jax.jit(jax.vmap(chunk), donate_argnums=0)
-        self._chunk = lambda state, keys, data, length: compiled(state, keys, data)
-        self._key = jnp.broadcast_to(self._key, (len(starts),))
+def several_seeds(step_fn: train.Step, starts: Sequence[Any], data: Sequence[Any], *, length: int) -> Training:
+    """The same of several seeds at once, by `jax.vmap` over their states, keys and data."""
+
+    def stack(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    chunk = jax.vmap(functools.partial(train.make_chunk(step_fn), length=length))
+    keys = jnp.broadcast_to(jax.random.key(1), (len(starts),))
+    return Training(jax.jit(chunk, donate_argnums=0), stack(starts), stack(data), keys)
 
 
 def chunk_length() -> int:
@@ -121,7 +125,7 @@ def simgan_cases(suite: str, config: Config) -> list[Case]:
         )
         + benchmark.xla_flops(functools.partial(discriminator.apply, config=config.discriminator), judge, x),
     }
-    ours = Training(functools.partial(step_fn, config=config), start, (data, real), length=length)
+    ours = one_seed(functools.partial(step_fn, config=config), start, (data, real), length=length)
     cases = [Case("simgan_jax", ours, batch * length, cost, facts)]
     if importlib.util.find_spec("torch"):
         from experiments import _peers_torch
@@ -155,7 +159,7 @@ def classifier_cases(config: Config) -> list[Case]:
         "forward_flops": counts.forward(layers).flops,
         "xla_forward_flops": benchmark.xla_flops(read, start.params, x),
     }
-    ours = Training(stages.classify_step(config, config.classify.steps), start, data, length=length)
+    ours = one_seed(stages.classify_step(config, config.classify.steps), start, data, length=length)
     cases = [Case("simgan_jax", ours, batch * length, cost, facts)]
     if config.classifier.kind != "slots":
         return cases
@@ -182,8 +186,8 @@ def seeds_cases(config: Config) -> list[Case]:
         init = functools.partial(classify.init, classifier_config=config.classifier, config=config.classify)
         return [init(jax.random.key(seed), config.captcha) for seed in range(SEEDS)]
 
-    at_once = SeedsTraining(step_fn, starts(), data, length=length)
-    in_turn = [Training(step_fn, start, own, length=length) for start, own in zip(starts(), data, strict=True)]
+    at_once = several_seeds(step_fn, starts(), data, length=length)
+    in_turn = [one_seed(step_fn, start, own, length=length) for start, own in zip(starts(), data, strict=True)]
     return [
         Case(f"simgan_jax, {SEEDS} seeds at once", at_once, batch * length, cost),
         Case(f"simgan_jax, {SEEDS} seeds in turn", lambda: [train() for train in in_turn], batch * length, cost),

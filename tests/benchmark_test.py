@@ -137,11 +137,11 @@ def test_seeds_at_once_train_as_in_turn():
     )
     data = [classify.Pool(*(leaf[start : start + 50] for leaf in whole)) for start in (0, 50)]
     starts = [[init(jax.random.key(seed), config.captcha) for seed in (0, 1)] for _ in range(2)]
-    at_once = _suites.SeedsTraining(step_fn, starts[0], data, length=1)
+    at_once = _suites.several_seeds(step_fn, starts[0], data, length=1)
     # The losses of the fourth step show three updates; parameters that change no output follow from rounding alone.
     together = [at_once()[0] for _ in range(4)]
     for seed in (0, 1):
-        training = _suites.Training(step_fn, starts[1][seed], data[seed], length=1)
+        training = _suites.one_seed(step_fn, starts[1][seed], data[seed], length=1)
         for metrics in together:
             alone, _ = training()
             for name, value in alone.items():
