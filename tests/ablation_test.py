@@ -17,9 +17,15 @@ import pytest
 from simgan_jax import ablation, challenge, contest, presets, studies
 from simgan_jax.config import ConfigError
 from simgan_jax.studies import Arm
+from tests.conftest import SMALL, SMALL_CONFIG_FLAGS, SMALL_IMAGES
 
 ROOT = pathlib.Path(__file__).parent.parent
-IMAGES = 60
+IMAGES = SMALL_IMAGES
+# A stage of no steps compiles nothing.
+CONFIG = presets.override(
+    presets.SMOKE,
+    {**SMALL, "refine.refiner_pretrain_steps": 0, "refine.discriminator_pretrain_steps": 0, "refine.steps": 2},
+)
 # Seconds; a process that is busy on a busy machine is not stuck.
 PATIENCE = 1200.0
 
@@ -29,7 +35,8 @@ def target(tmp_path_factory):
     """A folder of captchas, and their labels as a dictionary."""
     folder = tmp_path_factory.mktemp("target") / "challenges"
     folder.mkdir()
-    captchas = [contest.draw("bob", index) for index in range(IMAGES)]
+    look = contest.ContestConfig(captcha=CONFIG.captcha)
+    captchas = [contest.draw("bob", index, config=look) for index in range(IMAGES)]
     (folder / "challenge-0").write_bytes(challenge.encode_batch((c.name, c.jpeg) for c in captchas))
     return folder, {c.name: c.answer for c in captchas}
 
@@ -50,8 +57,8 @@ def test_smoke_study(target, tmp_path, run_script):
     folder, labels = target
     workdir, path = tmp_path / "studies", tmp_path / "labels.csv"
     args = [
-        *("--study=smoke", "--preset=smoke", "--seeds=2", f"--target={folder}", f"--labels={path}"),
-        *(f"--workdir={workdir}", f"--out={tmp_path / 'out.json'}"),
+        *("--study=smoke", "--seeds=2", f"--target={folder}", f"--labels={path}"),
+        *(f"--workdir={workdir}", f"--out={tmp_path / 'out.json'}", *SMALL_CONFIG_FLAGS),
     ]
     command = [sys.executable, "-m", "experiments.ablate", *args]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -88,7 +95,7 @@ def test_smoke_study(target, tmp_path, run_script):
 
 def check_result(result, folders, labels):
     assert (result["seeds"], result["labelled"], result["held_out"]) == ([0, 1], IMAGES, IMAGES // 5)
-    assert re.search("--target=DIR --labels=CSV --workdir=DIR$", result["command"])
+    assert re.search("--target=DIR --labels=CSV --workdir=DIR --preset=smoke", result["command"])
     assert str(ROOT) not in json.dumps(result)
     rows = {row["arm"]: row for row in result["rows"]}
     assert list(rows) == ["raw", "refined"]
@@ -101,20 +108,6 @@ def check_result(result, folders, labels):
     assert rows["refined"]["against"]["arm"] == "raw"
     measures = rows["refined"]["measures"]
     assert 0 <= measures["auc_refined"] <= 1 and measures["shift"] >= 0 and rows["raw"]["measures"] == {}
-
-
-# A stage of no steps compiles nothing.
-CONFIG = presets.override(
-    presets.SMOKE,
-    {
-        "synthesizer.pool": 64,
-        "refiner.width": 2,
-        "refine.refiner_pretrain_steps": 0,
-        "refine.discriminator_pretrain_steps": 0,
-        "refine.steps": 2,
-        "classifier.widths": (4, 4),
-    },
-)
 
 
 def run(tmp_path, folder, study, read_labels, config=CONFIG):
@@ -180,7 +173,7 @@ def test_labels_of_another_target(target, tmp_path, labels, message):
 
 def test_labels_of_another_alphabet(target, tmp_path):
     folder, labels = target
-    with pytest.raises(ablation.AblationError, match="'ABCD' of .*: not 4 characters of the alphabet"):
+    with pytest.raises(ablation.AblationError, match="'ABCD' of .*: not 2 characters of the alphabet"):
         run(tmp_path, folder, studies.Study("none", "?", ()), lambda: labels | {next(iter(labels)): "ABCD"})
 
 

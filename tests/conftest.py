@@ -17,6 +17,7 @@ os.environ.update(
     JAX_NUMPY_RANK_PROMOTION="raise",
     JAX_DEBUG_KEY_REUSE="1",
     JAX_NUM_CPU_DEVICES="2",
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
     XLA_PYTHON_CLIENT_PREALLOCATE="false",
 )
 # Scripts compile what other scripts and tests compiled before them: a smoke run takes nearly half as long with the
@@ -63,12 +64,21 @@ class SmallRun(NamedTuple):
     done: subprocess.CompletedProcess[str]
 
 
-SMALL_FLAGS = (
-    *("--preset=smoke", "--target=embedded", "--embedded_images=60"),
-    *("--config.captcha.height=24", "--config.captcha.width=48", "--config.captcha.length=2"),
-    *("--config.captcha.alphabet=abc3", "--config.synthesizer.fonts=lato-bold", "--config.synthesizer.pool=64"),
-    *("--config.fit.pool=64", "--config.classifier.widths=(8,)", "--config.refine.lambda_label=0.5"),
-)
+# Of the preset `smoke`. Tests that train as a user would share it, and so what is compiled for it.
+SMALL = {
+    "captcha.height": 24,
+    "captcha.width": 48,
+    "captcha.length": 2,
+    "captcha.alphabet": "abc3",
+    "synthesizer.fonts": ("lato-bold",),
+    "synthesizer.pool": 64,
+    "fit.pool": 64,
+    "classifier.widths": (8,),
+    "refine.lambda_label": 0.5,
+}
+SMALL_CONFIG_FLAGS = ("--preset=smoke", *(f"--config.{field}={value}" for field, value in SMALL.items()))
+SMALL_IMAGES = 60
+SMALL_FLAGS = (*SMALL_CONFIG_FLAGS, "--target=embedded", f"--embedded_images={SMALL_IMAGES}")
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +87,6 @@ def small_run(
 ) -> SmallRun:
     """The main job on a little embedded contest, once for all tests; what it compiles, later processes load."""
     folder = tmp_path_factory.mktemp("runs")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     workdir = folder / "small"
     done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
     return SmallRun(workdir, SMALL_FLAGS, folder / "small.challenges" / "alice-0-60", done)
