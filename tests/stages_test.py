@@ -77,7 +77,9 @@ def test_label_loss_is_that_of_the_reader():
     pool = make_pool(3, seed=1)
     refined = images.to_unit(pool.ink)
     # Weighed where it is used (steps.py).
-    loss = jax.jit(stages.label_loss(reader, asked))(refined, pool.labels)
+    label_loss = stages.label_loss(reader, asked)
+    assert label_loss is not None
+    loss = jax.jit(label_loss)(refined, pool.labels)
     logits = jax.jit(lambda x: classifier.apply(reader, x, config.captcha, config=config.classifier).logits)(refined)
     likely = np.exp(np.asarray(logits, np.float64))[..., 1] / np.exp(np.asarray(logits, np.float64)).sum(-1)
     np.testing.assert_allclose(loss, -np.log(likely).sum(axis=1), rtol=1e-4)
