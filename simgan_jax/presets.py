@@ -22,10 +22,11 @@ CPU = Config(
     synthesizer=SynthesizerConfig(pool=20_000),
     refiner=RefinerConfig(width=16, blocks=3, residual=True),
     discriminator=DiscriminatorConfig(widths=(48, 48, 32, 32)),
-    refine=RefineConfig(refiner_pretrain_steps=20, discriminator_pretrain_steps=50, steps=150),
+    refine=RefineConfig(refiner_pretrain_steps=20, discriminator_pretrain_steps=50, steps=150, lambda_label=10.0),
     classifier=ClassifierConfig(widths=(32, 64, 96, 128)),
     classify=ClassifyConfig(steps=600),
     fit=FitConfig(steps=(400, 1300)),
+    rescore=RescoreConfig(steps=30),
 )
 
 SMOKE = dataclasses.replace(

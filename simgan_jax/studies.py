@@ -19,7 +19,7 @@ TRAININGS = ("scratch", "rounds")
 # Lambda in the paper's units (sum of pixels against sum of patches), three a decade.
 LAMBDAS = (0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0)
 PSIS = ("identity", "gradients", "blur", "mean")
-LABELS = (10.0, 100.0)
+LABELS = (0.0, 10.0, 100.0)
 HELD_OUT = 5
 
 
@@ -183,7 +183,7 @@ def _labels(config: Config) -> Study:
     del config
     arms = []
     for simulator in ("seed", "wide"):
-        arms += [Arm(f"{simulator} {images}", simulator, images) for images in ("raw", "refined")]
+        arms.append(Arm(f"{simulator} raw", simulator))
         for weight in LABELS:
             overrides = {"refine.lambda_label": weight}
             arms.append(Arm(f"{simulator} labels {weight:g}", simulator, "refined", overrides=overrides))

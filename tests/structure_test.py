@@ -82,11 +82,11 @@ IMPORTS = {
     "blocks": {"devices"},
     "classify": {"backend", "blocks", "config", "devices", "images", "classifier", "losses"},
     "adapt": {"backend", "blocks", "config", "devices", "images", "classifier", "classify"},
-    "reading": {"config", "alphabet", "images", "classifier"},
+    "reading": {"alphabet", "backend", "classifier", "config", "images"},
     "session": {"config", "devices", "challenge", "checkpoints", "hosts", "metrics", "target", "train", "workdir"},
     "stages": {
         *("config", "images", "target", "glyphs", "layout", "synthesizer", "fit", "refiner", "classify", "adapt"),
-        "reading",
+        *("backend", "classifier", "losses", "reading", "steps"),
     },
     "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "session", "workdir"},
     "figures": {"classify", "grids", "reporting", "session", "stages"},

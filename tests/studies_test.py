@@ -92,7 +92,7 @@ def test_route_steps():
 
 
 def folder(part, *args, **overrides):
-    config = presets.override(presets.CPU, overrides)
+    config = presets.override(presets.CPU, {"refine.lambda_label": 0.0} | overrides)
     return parts.folder(part(*args, config), config=config)
 
 
