@@ -1,11 +1,12 @@
-"""Stages up to refinement: everything of `pretrain`, then Algorithm 1 of the paper.
+"""Stages up to refinement: everything of `pretrain`, the first classifier if asked, then Algorithm 1 of the paper.
 
     python -m experiments.train_simgan --target=DIR --workdir=runs/mine --preset=cpu --config.refine.lambda_reg=0.05
 
 Refiner against discriminator, with self-regularisation and a history of refined images; --config.refine.* has steps,
-k_g, k_d, psi, learning rates and the history's size. Ends with exit code 2 if the training collapses. Writes
-refinement.png: simulated captchas, refined ones, what was changed, and real ones. A killed run continues from its
-last checkpoint; `train_classifier` and `run` with the same flags continue from here.
+k_g, k_d, psi, learning rates and the history's size. With lambda_label above 0, as in the preset cpu, a classifier of
+the simulated captchas is trained first, which holds refined ones to their labels. Ends with exit code 2 if the training
+collapses. Writes refinement.png: simulated captchas, refined ones, what was changed, and real ones. A killed run
+continues from its last checkpoint; `train_classifier` and `run` with the same flags continue from here.
 
 Prints one JSON line: losses and accuracies of the last logged steps.
 """
@@ -19,10 +20,7 @@ from simgan_jax import atomic, figures, grids, pipeline, stages
 def main() -> int:
     with _target.open_run() as (run, _, _):
         pool = pipeline.simulated_pool(run)
-        total = run.config.classify.steps
-        # As in `run`, whose first arm the refined captchas are held to.
-        held = run.config.refine.lambda_label > 0
-        reader = pipeline.classify_stage(run, "synthetic", pool, None, total=total) if held else None
+        reader = pipeline.first_classifier(run, pool) if run.config.refine.lambda_label else None
         params = pipeline.refine_stages(run, pool, reader)
         shown = stages.take(pool, figures.SHOWN)
         picture = figures.refinement_picture(run, shown, stages.refine_pool(params, shown, config=run.config))

@@ -166,6 +166,11 @@ def classify_stage(
     return trained.average
 
 
+def first_classifier(run: Run, pool: classify.Pool) -> classifier.Params:
+    """The classifier of the arm `synthetic`, which reads simulated captchas as they are drawn."""
+    return classify_stage(run, "synthetic", pool, None, total=run.config.classify.steps)
+
+
 def read_arm(
     run: Run, arm: str, params: classifier.Params, *, shifts: Sequence[tuple[int, int]] = ((0, 0),)
 ) -> reading.Readings:
@@ -295,7 +300,7 @@ def train_arms(run: Run) -> Iterator[Arm]:
     """
     config = run.config
     pool = simulated_pool(run)
-    raw = classify_stage(run, "synthetic", pool, None, total=config.classify.steps)
+    raw = first_classifier(run, pool)
     first = read_arm(run, "synthetic", raw)
     yield Arm("synthetic", raw, first, [figures.of_target(run)])
     params = refine_stages(run, pool, raw)

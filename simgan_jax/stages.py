@@ -124,12 +124,17 @@ def refine_pool(params: refiner.Params, pool: classify.Pool, *, config: Config) 
 def label_loss(reader: classifier.Params | None, config: Config) -> steps.LabelLoss | None:
     """(refined `[B, H, W, 1]`, labels `[B, L]`) -> `[B]`: how badly a classifier reads them, summed cross-entropies.
 
-    None where there is no classifier or `refine.lambda_label` is 0.
+    None where `refine.lambda_label` is 0. Without a reader it cannot be computed: a stage that is done has no need to.
+
+    Raises:
+      ValueError: computed without a reader.
     """
-    if reader is None or not config.refine.lambda_label:
+    if not config.refine.lambda_label:
         return None
 
     def loss(refined: jax.Array, labels: jax.Array) -> jax.Array:
+        if reader is None:
+            raise ValueError("refine.lambda_label is above 0: give the classifier that holds refined images to labels")
         logits = classifier.apply(reader, refined, config.captcha, config=config.classifier).logits
         return losses.character_cross_entropy(logits, labels)
 

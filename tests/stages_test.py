@@ -73,7 +73,7 @@ def test_label_loss_is_that_of_the_reader():
     config = dataclasses.replace(CONFIG, classifier=ClassifierConfig(widths=(8,), hidden=8))
     asked = dataclasses.replace(config, refine=RefineConfig(lambda_label=2.0))
     reader = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
-    assert stages.label_loss(reader, config) is None and stages.label_loss(None, asked) is None
+    assert stages.label_loss(reader, config) is None
     pool = make_pool(3, seed=1)
     refined = images.to_unit(pool.ink)
     # Weighed where it is used (steps.py).
@@ -83,6 +83,11 @@ def test_label_loss_is_that_of_the_reader():
     logits = jax.jit(lambda x: classifier.apply(reader, x, config.captcha, config=config.classifier).logits)(refined)
     likely = np.exp(np.asarray(logits, np.float64))[..., 1] / np.exp(np.asarray(logits, np.float64)).sum(-1)
     np.testing.assert_allclose(loss, -np.log(likely).sum(axis=1), rtol=1e-4)
+    # Training that asks for it must not go on without it.
+    forgotten = stages.label_loss(None, asked)
+    assert forgotten is not None
+    with pytest.raises(ValueError, match="give the classifier"):
+        forgotten(refined, pool.labels)
 
 
 def test_mixing():
