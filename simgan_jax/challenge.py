@@ -47,8 +47,9 @@ class ChallengeError(ValueError):
 class Records:
     """Images in input order.
 
-    names: N of them, each once; gray: uint8 `[N, H, W]`, ITU-R 601 luma; tables: int32 `[8, 8]`, the luma
-    quantisation table (natural order) that all images share, None where one is no JPEG or has another table.
+    names: N of them, each once; gray: uint8 `[N, H, W]`, ITU-R 601 luma, of a JPEG as it stands in the file; tables:
+    int32 `[8, 8]`, the luma quantisation table (natural order) that all images share, None where one is no JPEG or has
+    another table.
     """
 
     names: tuple[str, ...]
@@ -373,6 +374,9 @@ class _Decoder:
 
 
 def _luma(image: Image.Image) -> np.ndarray:
+    # The luma that a colour JPEG holds. By way of RGB it would come back changed wherever chroma, which has half the
+    # resolution, takes a colour out of range: at each edge of white text on a coloured ground.
+    image.draft("L", image.size)
     if image.mode.startswith("I"):
         return (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
     # A palette's transparency cannot go straight to gray.

@@ -162,15 +162,18 @@ def fit_simulator(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Glyphs `[K, V, S, S]` and poses `[M, L, 3]` fitted to the surest images of the target `[N, H, W]`.
 
+    What is believed of them is aligned to a uniform class marginal first: a reader of simulated captchas takes most of
+    one character for its look-alike, whose glyph would become both.
     `report(step, residual)` is called after each pass over the images.
     """
-    chosen = fit.choose(readings.probabilities, config=config.fit)
+    belief = np.asarray(adapt.align(readings.probabilities))
+    chosen = fit.choose(belief, config=config.fit)
     size = config.fit.batch_size
     if len(chosen) > size:
         chosen = chosen[: len(chosen) // size * size]
     evidence = fit.Evidence(
         ink=jnp.asarray(ink[chosen]),
-        labels=jnp.asarray(readings.probabilities[chosen].argmax(axis=-1), jnp.int32),
+        labels=jnp.asarray(belief[chosen].argmax(axis=-1), jnp.int32),
         known=jnp.asarray(~scene.mask, jnp.float32),
     )
     state = fit.init(simulator.atlas, jnp.asarray(readings.poses[chosen]), config=config.fit)

@@ -25,7 +25,12 @@ def encoded(seed=0, kind="JPEG", height=10, width=16, **options):
 
 
 def luma(data):
-    return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    """The first channel of a JPEG as it is stored; of a PNG, from its colours."""
+    image = Image.open(io.BytesIO(data))
+    if image.format == "PNG":
+        return np.asarray(image.convert("L"))
+    image.draft("YCbCr", image.size)
+    return np.asarray(image)[..., 0]
 
 
 def batch(*images):
@@ -119,6 +124,19 @@ def test_png_modes(tmp_path, mode, value, gray):
     # Luma by ITU-R 601: 0.299 * 255 = 76, 0.587 * 255 = 150.
     Image.new(mode, (3, 2), value).save(tmp_path / "a.png")
     np.testing.assert_array_equal(challenge.read(tmp_path / "a.png").gray, np.full((1, 2, 3), gray))
+
+
+def test_colour_jpegs_are_read_as_gray_ones(tmp_path):
+    """White text on red, whose chroma, of half the resolution, takes colours at its edges out of range."""
+    image = Image.new("RGB", (32, 16), (200, 0, 0))
+    image.paste((255, 255, 255), (7, 3, 9, 13))
+    colour, gray = io.BytesIO(), io.BytesIO()
+    image.save(colour, "JPEG", quality=90, subsampling="4:2:0")
+    image.convert("L").save(gray, "JPEG", quality=90)
+    (tmp_path / "batch.json").write_bytes(batch(("colour", colour.getvalue()), ("gray", gray.getvalue())))
+    read, alone = challenge.read(tmp_path).gray
+    np.testing.assert_array_equal(read, alone)
+    assert abs(np.asarray(Image.open(colour).convert("L")).astype(int) - read).max() > 4
 
 
 def test_palette_with_transparency(tmp_path):

@@ -117,6 +117,25 @@ def test_fitting_reports_and_fits_a_simulator():
     assert again.ink.shape == (3, 24, 48) and not fitted.reject
 
 
+def test_a_look_alike_that_takes_over_is_fitted_as_what_it_is():
+    """A reader that takes every b for an a, but is less sure of it, fits what one fits that reads all right."""
+    config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, images=16, share=1.0))
+    simulator = stages.configured_simulator(config)
+    drawn = stages.draw_pool(jax.random.key(3), simulator, SCENE, count=16, config=config)
+    right = np.eye(4, dtype=np.float32)[np.asarray(drawn.labels)]
+    biased = np.where(right[..., 1:2] == 1, np.asarray([0.55, 0.45, 0.0, 0.0], np.float32), right)
+
+    def fitted(probabilities):
+        readings = reading.Readings(probabilities, np.asarray(drawn.poses))
+        return stages.fit_simulator(
+            np.asarray(drawn.ink), readings, simulator, SCENE, config=config, report=lambda *_: None
+        )
+
+    assert (biased.argmax(-1) != right.argmax(-1)).any()
+    for one, other in zip(fitted(biased), fitted(right), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_settings_of_an_arm():
     adapting = stages.adapt_settings(CONFIG)
     assert (adapting.steps, adapting.batch_size, adapting.lr) == (
