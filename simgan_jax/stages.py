@@ -166,7 +166,7 @@ def fit_simulator(
     one character for its look-alike, whose glyph would become both.
     `report(step, residual)` is called after each pass over the images.
     """
-    belief = np.asarray(adapt.align(readings.probabilities))
+    belief = np.asarray(adapt.align(jnp.asarray(readings.probabilities)))
     chosen = fit.choose(belief, config=config.fit)
     size = config.fit.batch_size
     if len(chosen) > size:
