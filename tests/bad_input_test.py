@@ -30,8 +30,8 @@ def script(out, limit, module, *args):
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{out}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if limit:
-        # A full disk is no trouble for compiled programs that are kept: JAX warns and goes on.
-        jax.config.update("jax_enable_compilation_cache", False)
+        # Compiled programs that cannot be kept are no trouble: JAX warns and goes on. Here none is written.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
