@@ -59,5 +59,13 @@ def test_verdicts_of_contests(path):
     assert f"{score['correct']:,} of {score['total']:,}" in PAGE
 
 
+def test_the_readme_has_the_arms_of_the_runs():
+    runs = [path for path in JSONS if re.fullmatch(r"hackmit\.seed\d(\.\w+)?", path.stem) and "exact" in JSONS[path]]
+    assert runs
+    for path in runs:
+        if not path.stem.endswith("final"):
+            assert f"{100 * JSONS[path]['exact']:.2f} |" in README.replace("**", ""), path.name
+
+
 def test_the_readme_shows_what_make_run_printed():
     assert (ROOT / "docs" / "results" / "embedded.txt").read_text(encoding="utf-8").strip() in README
