@@ -4,7 +4,6 @@ Shapes: images `[B, H, W, C]`, kernels `[h, w, C, O]`.
 """
 
 import functools
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -13,9 +12,8 @@ import jax.numpy as jnp
 from simgan_jax import backend
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# Entries of images and gradient, 4 MB, that a CPU's cache about holds: up to there the convolution is the faster way to
-# the kernel's gradient, by a fifth to a half; a few times as many, and the matrix products are.
-_FEW = 2**20
+# Entries of images and gradient, 1 MB, up to which a CPU multiplies all images at once.
+_FEW = 2**18
 
 
 def conv(
@@ -83,7 +81,7 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, g: jax.Array, *, size: tuple[int, int], stride: int = 1, padding: str = "SAME"
 ) -> jax.Array:
-    """Gradient `[h, w, C, O]` of a loss by the kernel, as a forward convolution for few images, else as products.
+    """Gradient `[h, w, C, O]` of a loss by the kernel, as matrix products.
 
     Args:
       x: `[B, H, W, C]`, the convolution's input.
@@ -91,49 +89,34 @@ def kernel_gradient(
       size: `(h, w)` of the kernel.
     """
     pads = jax.lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding)
-    way = _kernel_convolution if x.size + g.size <= _FEW else _kernel_products
-    return way(x, g, size, stride, pads)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    # The product is fastest with the narrower factor transposed on its left.
+    features_first = g.shape[-1] <= size[1] * x.shape[-1]
+    products = functools.partial(_kernel_products, size=size, stride=stride, features_first=features_first)
+    if x.size + g.size <= _FEW:
+        total = products(x, g)
+    else:
+        # Image by image, so that what is unfolded stays in the cache and its memory does not grow with the batch.
+        def add(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return total + products(image[0][None], image[1][None]), None
 
-
-def _kernel_convolution(
-    x: jax.Array, g: jax.Array, size: tuple[int, int], stride: int, pads: Sequence[tuple[int, int]]
-) -> jax.Array:
-    """`kernel_gradient` as one convolution of `x` with `g`, whose images are channels and whose channels images."""
-    edges = []
-    for extent, window, entries, (low, _) in zip(x.shape[1:3], size, g.shape[1:3], pads, strict=True):
-        edges.append((low, window + (entries - 1) * stride - extent - low))
-    # Without the barrier XLA makes the transposes part of the convolution, which then takes fifty times as long.
-    x, g = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
-    total = jax.lax.conv_general_dilated(
-        x, g, (1, 1), edges, rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
-    )
-    return total.transpose(1, 2, 0, 3)
+        shape = jax.eval_shape(products, x[:1], g[:1])
+        total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), (x, g))
+    return (total.mT if features_first else total).reshape(*size, x.shape[-1], g.shape[-1])
 
 
 def _kernel_products(
-    x: jax.Array, g: jax.Array, size: tuple[int, int], stride: int, pads: Sequence[tuple[int, int]]
+    x: jax.Array, g: jax.Array, *, size: tuple[int, int], stride: int, features_first: bool
 ) -> jax.Array:
-    """`kernel_gradient` as `h` matrix products an image."""
-    (rows, columns), (channels, features) = g.shape[1:3], (x.shape[-1], g.shape[-1])
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    # The product is fastest with the narrower factor transposed on its left.
-    features_first = features <= size[1] * channels
-
-    def add(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, g = image
-        # Unfolded along the rows alone: the other direction is a window of whole rows, which costs no rearranging.
-        taps = [x[:, j : j + (columns - 1) * stride + 1 : stride] for j in range(size[1])]
-        unfolded = jnp.concatenate(taps, -1)
-        windows = [unfolded[i : i + (rows - 1) * stride + 1 : stride] for i in range(size[0])]
-        matrices = [window.reshape(rows * columns, size[1] * channels) for window in windows]
-        g = g.reshape(rows * columns, features)
-        products = [g.T @ matrix if features_first else matrix.T @ g for matrix in matrices]
-        return total + jnp.stack(products), None
-
-    shape = (features, size[1] * channels) if features_first else (size[1] * channels, features)
-    # Image by image, so that what is unfolded stays in the cache and its memory does not grow with the batch.
-    total, _ = jax.lax.scan(add, jnp.zeros((size[0], *shape), g.dtype), (x, g))
-    return (total.mT if features_first else total).reshape(*size, channels, features)
+    """The kernel's gradient `[h, w C, O]`, or `[h, O, w C]`, as h matrix products over the pixels of padded images."""
+    rows, columns = g.shape[1:3]
+    # Unfolded along the rows alone: the other direction is a window of whole rows, which costs no rearranging.
+    taps = [x[:, :, j : j + (columns - 1) * stride + 1 : stride] for j in range(size[1])]
+    unfolded = jnp.concatenate(taps, -1)
+    windows = [unfolded[:, i : i + (rows - 1) * stride + 1 : stride] for i in range(size[0])]
+    matrices = [window.reshape(-1, size[1] * x.shape[-1]) for window in windows]
+    g = g.reshape(-1, g.shape[-1])
+    return jnp.stack([g.T @ matrix if features_first else matrix.T @ g for matrix in matrices])
 
 
 class Conv(nn.Module):
