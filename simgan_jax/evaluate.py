@@ -113,9 +113,13 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float]:
     a, b = _flags(correct_a), _flags(correct_b)
     if a.shape != b.shape:
         raise EvaluationError(f"{len(a)} and {len(b)} readings: a paired test needs the same captchas")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    tail = float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5))
-    return {"b": only_a, "c": only_b, "p": min(1.0, 2.0 * tail)}
+    return mcnemar_of_counts(int((a & ~b).sum()), int((b & ~a).sum()))
+
+
+def mcnemar_of_counts(b: int, c: int) -> dict[str, float]:
+    """The test of `mcnemar` for counts of discordant pairs."""
+    tail = float(special.bdtr(min(b, c), b + c, 0.5))
+    return {"b": b, "c": c, "p": min(1.0, 2.0 * tail)}
 
 
 def calibration(confidences: np.ndarray, correct: np.ndarray, *, bins: int = 15) -> dict[str, Any]:

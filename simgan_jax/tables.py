@@ -78,11 +78,15 @@ def summary(right: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """
     if not right:
         return None
-    shares = [float(flags.mean()) for flags in right]
-    n, mean = len(right[0]), statistics.fmean(shares)
+    return summary_of_shares([float(flags.mean()) for flags in right], len(right[0]))
+
+
+def summary_of_shares(shares: Sequence[float], n: int) -> dict[str, Any]:
+    """The summary of exact matches by seed, each a share of the same n captchas."""
+    mean = statistics.fmean(shares)
     low, high = evaluate.wilson(round(mean * n), n)
     sd = statistics.stdev(shares) if len(shares) > 1 else None
-    return {"n": n, "exact": shares, "mean": mean, "sd": sd, "low": low, "high": high}
+    return {"n": n, "exact": list(shares), "mean": mean, "sd": sd, "low": low, "high": high}
 
 
 def choices(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from simgan_jax import backend, convolution
 from simgan_jax.convolution import Conv, conv
 
 
-@pytest.fixture(params=["at once", "products"])
+@pytest.fixture(params=["at once", "image by image"])
 def way(request, monkeypatch):
     """Kernel gradients in both ways, of all images at once and of one after the other."""
     monkeypatch.setattr(convolution, "_FEW", 2**20 if request.param == "at once" else 0)

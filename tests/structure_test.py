@@ -76,6 +76,7 @@ IMPORTS = {
     "train": {"backend"},
     "counts": {"config"},
     "tables": {"evaluate"},
+    "pooling": {"evaluate", "tables"},
     "studies": {"config", "presets"},
     "parts": {"config", "studies"},
     "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
