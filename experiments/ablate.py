@@ -2,9 +2,9 @@
 
     python -m experiments.ablate --study=route --seeds=3 --target=DIR --labels=CSV --workdir=runs/studies
 
-Studies: route, history, adversary, lambda, labels, psi, pretraining, k_g, paper, smoke (simgan_jax/studies.py). One
-workdir serves several studies of one target: arms that they share are trained once, and a killed run continues where it
-stopped. Labels are opened after the last arm is trained; then alone is an oracle trained on four fifths of them.
+Studies: route, history, adversary, lambda, labels, psi, pretraining, k_g, paper, texture, smoke (studies.py).
+One workdir serves several studies of one target: arms that they share are trained once, and a killed run goes on where
+it stopped. Labels are opened after the last arm is trained; then alone is an oracle trained on four fifths of them.
 Prints the table in Markdown; it, the numbers in JSON and a report with pictures stand in WORKDIR/STUDY.
 """
 

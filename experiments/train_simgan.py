@@ -23,7 +23,8 @@ def main() -> int:
         reader = pipeline.first_classifier(run, pool) if run.config.refine.lambda_label else None
         params = pipeline.refine_stages(run, pool, reader)
         shown = stages.take(pool, figures.SHOWN)
-        picture = figures.refinement_picture(run, shown, stages.refine_pool(params, shown, config=run.config))
+        refined = stages.refine_pool(run.keys["latents"], params, shown, config=run.config)
+        picture = figures.refinement_picture(run, shown, refined)
         atomic.write_bytes(run.workdir.path / "refinement.png", grids.png(picture))
         _target.print_last_metrics(run, "refine")
     return 0

@@ -115,15 +115,21 @@ class SynthesizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RefinerConfig:
-    """Fully convolutional residual network, no stride (paper 2.1 and Figure 6)."""
+    """Fully convolutional residual network, no stride (paper 2.1 and Figure 6).
+
+    latents: channels of noise beside the image, none in the paper: what real images show by chance, such as a
+      codec's noise, no function of the synthetic image alone can show.
+    """
 
     width: int = 64
     blocks: int = 4
     kernel: int = 3
     residual: bool = False
+    latents: int = 0
 
     def __post_init__(self) -> None:
         _positive("refiner", self, "width", "blocks", "kernel")
+        _not_negative("refiner", self, "latents")
 
 
 @dataclasses.dataclass(frozen=True)

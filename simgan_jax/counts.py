@@ -74,7 +74,7 @@ def product(batch: int, rows: int, inner: int, columns: int) -> Layer:
 
 def refiner_layers(batch: int, captcha: CaptchaConfig, *, config: RefinerConfig) -> list[Layer]:
     """The refiner's convolutions, in order."""
-    shape = (batch, captcha.height, captcha.width, 1)
+    shape = (batch, captcha.height, captcha.width, 1 + config.latents)
     layers = []
     for _ in range(1 + 2 * config.blocks):
         layer, shape = convolution(shape, config.width, kernel=config.kernel)

@@ -304,7 +304,7 @@ def train_arms(run: Run) -> Iterator[Arm]:
     first = read_arm(run, "synthetic", raw)
     yield Arm("synthetic", raw, first, [figures.of_target(run)])
     params = refine_stages(run, pool, raw)
-    refined = _timed_pool(run, "refined", lambda: stages.refine_pool(params, pool, config=config))
+    refined = _timed_pool(run, "refined", lambda: stages.refine_pool(run.keys["latents"], params, pool, config=config))
     latest = classify_stage(run, "refined", refined, None, total=config.classify.steps)
     second = read_arm(run, "refined", latest)
     yield Arm("refined", latest, second, [figures.of_refinement(run, pool, refined)])

@@ -21,9 +21,10 @@ class _Refiner(nn.Module):
     config: RefinerConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, latents: jax.Array | None) -> jax.Array:
         width, size = self.config.width, (self.config.kernel, self.config.kernel)
-        x = nn.relu(Conv(width, size)(images))
+        seen = images if latents is None else jnp.concatenate([images, latents], -1)
+        x = nn.relu(Conv(width, size)(seen))
         for _ in range(self.config.blocks):
             y = nn.relu(Conv(width, size)(x))
             # Scaled down, so that the sum over the blocks does not saturate the tanh of a fresh network.
@@ -62,12 +63,27 @@ def init(key: jax.Array, *, config: RefinerConfig) -> Params:
 
     With `config.residual` the network is exactly the identity at first: its last convolution is zero.
     """
-    return _Refiner(config).init(key, jnp.zeros((1, 8, 8, 1)))["params"]
+    images = jnp.zeros((1, 8, 8, 1))
+    latents = jnp.zeros((1, 8, 8, config.latents)) if config.latents else None
+    return _Refiner(config).init(key, images, latents)["params"]
 
 
-def apply(params: Params, images: jax.Array, *, config: RefinerConfig) -> jax.Array:
+def draw_latents(keys: jax.Array, images: jax.Array, *, config: RefinerConfig) -> jax.Array | None:
+    """Standard normal latents `[B, H, W, config.latents]` for images `[B, H, W, 1]`; None if the refiner takes none.
+
+    Keys `[B]`, one an image; consumed.
+    """
+    if not config.latents:
+        return None
+    return jax.vmap(lambda key: jax.random.normal(key, (*images.shape[1:3], config.latents)))(keys)
+
+
+def apply(params: Params, images: jax.Array, latents: jax.Array | None = None, *, config: RefinerConfig) -> jax.Array:
     """Refined images `[B, H, W, 1]` in [-1, 1] of synthetic ones.
 
     The output is a tanh as in the paper, or with `config.residual` the input plus what the network adds, bounded.
+
+    Args:
+      latents: `[B, H, W, config.latents]`, as `draw_latents` gives them.
     """
-    return cast(jax.Array, _Refiner(config).apply({"params": params}, images))
+    return cast(jax.Array, _Refiner(config).apply({"params": params}, images, latents))

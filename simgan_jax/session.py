@@ -16,7 +16,7 @@ from simgan_jax.config import Config
 from simgan_jax.workdir import Workdir, WorkdirError
 
 # Streams of the run's key: one for each use, so that no stage moves when another changes.
-STREAMS = ("pool", "gan", "pretrain", "refine", "classifier", "classify", "fitted", "adapt", "rescore")
+STREAMS = ("pool", "gan", "pretrain", "refine", "classifier", "classify", "fitted", "adapt", "rescore", "latents")
 
 
 @dataclasses.dataclass(frozen=True)

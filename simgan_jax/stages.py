@@ -105,19 +105,25 @@ def draw_pool(
     return classify.Pool(jnp.asarray(ink), jnp.asarray(labels), jnp.asarray(poses))
 
 
-def refine_pool(params: refiner.Params, pool: classify.Pool, *, config: Config) -> classify.Pool:
-    """The pool with refined ink; labels and poses stay, as the refiner's loss asks (paper 2.1)."""
+def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, config: Config) -> classify.Pool:
+    """The pool with refined ink; labels and poses stay, as the refiner's loss asks (paper 2.1).
+
+    The latents of number i, where the refiner takes any, depend on the key and i alone. The key is consumed.
+    """
 
     @jax.jit
-    def refine(params: refiner.Params, ink: jax.Array) -> jax.Array:
-        return images.to_uint8(refiner.apply(params, images.to_unit(ink), config=config.refiner))
+    def refine(params: refiner.Params, ink: jax.Array, first: jax.Array) -> jax.Array:
+        synthetic = images.to_unit(ink)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(len(ink)))
+        latents = refiner.draw_latents(keys, synthetic, config=config.refiner)
+        return images.to_uint8(refiner.apply(params, synthetic, latents, config=config.refiner))
 
     ink, size = np.asarray(pool.ink), backend.images_at_once()
     out = np.empty(ink.shape, np.uint8)
     for start in range(0, len(out), size):
         batch = ink[start : start + size]
         padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0)))
-        out[start : start + len(batch)] = np.asarray(refine(params, jnp.asarray(padded)))[: len(batch)]
+        out[start : start + len(batch)] = np.asarray(refine(params, jnp.asarray(padded), start))[: len(batch)]
     return pool._replace(ink=jnp.asarray(out))
 
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simgan_jax import backend, blocks, devices, discriminator, history, images, losses, refiner
+from simgan_jax import backend, blocks, classify, devices, discriminator, history, images, losses, refiner
 from simgan_jax.config import Config, RefineConfig
 from simgan_jax.state import NetState, SimGANState, optimizer
 
+# Folded into the key of a step.
+LATENT_STREAM = 1
 Metrics = dict[str, jax.Array]
 LabelLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -40,16 +42,17 @@ def refiner_pretrain_step(
 ) -> tuple[SimGANState, Metrics]:
     """One update of the refiner towards its input, by the self-regularisation alone (paper 3.1). Consumes the key."""
     synthetic, _ = _draw(key, data[0], config=config.refine)
+    latents = _latents(key, synthetic, config=config)
     # Weighed as in Algorithm 1, which matters to SGD; without a lambda there the scale is free.
     weight = config.refine.lambda_reg or 1.0
 
-    def objective(params: refiner.Params, synthetic: jax.Array) -> tuple[jax.Array, Metrics]:
-        refined = refiner.apply(params, synthetic, config=config.refiner)
+    def objective(params: refiner.Params, synthetic: jax.Array, latents: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        refined = refiner.apply(params, synthetic, latents, config=config.refiner)
         loss = weight * _regularization(refined, synthetic, config=config).mean()
         return loss, {"refiner_reg": jnp.abs(refined - synthetic).mean()}
 
     refiner_state, metrics = _descend(
-        state.refiner, objective, (synthetic,), "refiner", config.refine, config.refine.refiner_lr
+        state.refiner, objective, (synthetic, latents), "refiner", config.refine, config.refine.refiner_lr
     )
     return _finish(state, refiner=refiner_state, config=config), metrics
 
@@ -104,11 +107,16 @@ def refiner_update(
     data_key, noise_key = jax.random.split(key)
     synthetic, labels = _draw(data_key, data, config=config.refine)
     noise = _noise(noise_key, synthetic.shape, config=config)
+    latents = _latents(key, synthetic, config=config)
 
     def objective(
-        params: refiner.Params, synthetic: jax.Array, labels: jax.Array, noise: jax.Array
+        params: refiner.Params,
+        synthetic: jax.Array,
+        labels: jax.Array,
+        noise: jax.Array,
+        latents: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
-        refined = refiner.apply(params, synthetic, config=config.refiner)
+        refined = refiner.apply(params, synthetic, latents, config=config.refiner)
         logits = discriminator.apply(judge, refined + noise, config=config.discriminator)
         regularization = _regularization(refined, synthetic, config=config)
         loss = losses.refiner_loss(logits, regularization, lambda_reg=config.refine.lambda_reg)
@@ -122,7 +130,7 @@ def refiner_update(
             metrics["refiner_label"] = lost.mean()
         return loss.mean(), metrics
 
-    batch = (synthetic, labels, noise)
+    batch = (synthetic, labels, noise, latents)
     return _descend(net_state, objective, batch, "refiner", config.refine, config.refine.refiner_lr)
 
 
@@ -132,7 +140,8 @@ def discriminator_update(
     """One update of the discriminator, which then adds to the history (paper 2.3). Consumes the key."""
     synthetic_key, real_key, mix_key, add_key, noise_key = jax.random.split(key, 5)
     synthetic, _ = _draw(synthetic_key, data[0], config=config.refine)
-    refined = refiner.apply(state.refiner.params, synthetic, config=config.refiner)
+    latents = _latents(key, synthetic, config=config)
+    refined = refiner.apply(state.refiner.params, synthetic, latents, config=config.refiner)
     mixed = history.mix(state.history, mix_key, refined)
     real = devices.spread(images.to_unit(data[1][_indices(real_key, data[1], config=config.refine)]))
     noise = _noise(noise_key, (2, *mixed.shape), config=config)
@@ -175,6 +184,12 @@ def _noise(key: jax.Array, shape: tuple[int, ...], *, config: Config) -> jax.Arr
     return config.discriminator.noise * jax.random.normal(key, shape)
 
 
+def _latents(key: jax.Array, synthetic: jax.Array, *, config: Config) -> jax.Array | None:
+    """Latents from a stream beside the keys that `key` is split into: those do not depend on whether there are any."""
+    keys = classify.image_keys(jax.random.fold_in(key, LATENT_STREAM), synthetic)
+    return refiner.draw_latents(keys, synthetic, config=config.refiner)
+
+
 def _regularization(refined: jax.Array, synthetic: jax.Array, *, config: Config) -> jax.Array:
     return losses.self_regularization(refined, synthetic, psi=lambda batch: losses.psi(batch, name=config.refine.psi))
 
@@ -186,14 +201,14 @@ def _patches(logits: jax.Array) -> int:
 def _descend(
     net: NetState,
     objective: Callable[..., tuple[jax.Array, Metrics]],
-    batch: tuple[jax.Array, ...],
+    batch: tuple[jax.Array | None, ...],
     name: str,
     config: RefineConfig,
     learning_rate: float,
 ) -> tuple[NetState, Metrics]:
     """One update of one network by the gradient of its objective, a mean over a batch (leaves `[B, ...]`)."""
 
-    def gradient(part: tuple[jax.Array, ...]) -> tuple[Any, Metrics]:
+    def gradient(part: tuple[jax.Array | None, ...]) -> tuple[Any, Metrics]:
         return jax.grad(objective, has_aux=True)(net.params, *part)
 
     slope, metrics = blocks.over_blocks(batch, gradient, block=backend.block_size())

@@ -109,14 +109,13 @@ def only(study: Study, names: Sequence[str]) -> Study:
 
 
 def arm_config(arm: Arm, config: Config) -> Config:
-    """The configuration of an arm: its overrides, and the synthesizer of its simulator with the pool of `config`."""
-    config = presets.override(config, dict(arm.overrides))
+    """The configuration of an arm: the synthesizer of its simulator with the pool of `config`, and its overrides."""
     if arm.simulator == "seed":
         synthesizer = dataclasses.replace(presets.SEED.synthesizer, pool=config.synthesizer.pool)
-        return dataclasses.replace(config, synthesizer=synthesizer)
-    if config.synthesizer.law != "wide":
-        return dataclasses.replace(config, synthesizer=SynthesizerConfig(pool=config.synthesizer.pool))
-    return config
+        config = dataclasses.replace(config, synthesizer=synthesizer)
+    elif config.synthesizer.law != "wide":
+        config = dataclasses.replace(config, synthesizer=SynthesizerConfig(pool=config.synthesizer.pool))
+    return presets.override(config, dict(arm.overrides))
 
 
 def route_steps(config: Config) -> int:
@@ -225,6 +224,22 @@ def _paper(config: Config) -> Study:
     return Study("paper", "More simulated images, or better ones (paper, Table 2)?", tuple(arms))
 
 
+def _texture(config: Config) -> Study:
+    """A refiner without latents, as in the paper, can add no noise; what the codec adds can be drawn instead."""
+    del config
+    codec, latents = {"synthesizer.codec": True}, {"refiner.latents": 1}
+    arms = (
+        Arm("raw", "seed"),
+        Arm("raw codec", "seed", overrides=codec),
+        Arm("refined", "seed", "refined"),
+        Arm("both", "seed", "both"),
+        Arm("refined latents", "seed", "refined", overrides=latents),
+        Arm("both latents", "seed", "both", overrides=latents),
+        Arm("refined codec", "seed", "refined", overrides=codec),
+    )
+    return Study("texture", "How much of what a simulator lacks is texture, and how much of it is refined?", arms)
+
+
 def _smoke(config: Config) -> Study:
     del config
     return Study("smoke", "Does the runner run?", (Arm("raw"), Arm("refined", images="refined")))
@@ -240,5 +255,6 @@ STUDIES: dict[str, Callable[[Config], Study]] = {
     "pretraining": _pretraining,
     "k_g": _k_g,
     "paper": _paper,
+    "texture": _texture,
     "smoke": _smoke,
 }

@@ -226,8 +226,8 @@ class Workbench:
 
     def _refined(self, simulator: str, config: Config) -> classify.Pool:
         def refine() -> classify.Pool:
-            params = self._refiner(simulator, config)
-            return stages.refine_pool(params, self._pool(simulator, config), config=config)
+            key, params = session.stream_keys(self.seed)["latents"], self._refiner(simulator, config)
+            return stages.refine_pool(key, params, self._pool(simulator, config), config=config)
 
         return cast(classify.Pool, self._once("refined", parts.refiner(simulator, config), config, refine))
 
@@ -262,7 +262,7 @@ class Workbench:
         params = self._refiner(arm.simulator, config)
         reader_params, _ = self._classifier(arm.simulator, "raw", 1.0, config)
         before = self._unseen(arm.simulator, config)
-        after = stages.refine_pool(params, before, config=config)
+        after = stages.refine_pool(self._key(4), params, before, config=config)
         simulated, refined = np.asarray(before.ink), np.asarray(after.ink)
         read = reading.Reader(config.captcha, config=config.classifier)
         kept = measures.preservation(

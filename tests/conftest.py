@@ -1,6 +1,8 @@
 """Strict JAX settings for every test and every script that a test starts, and the shared fixtures."""
 
 import atexit
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -85,8 +87,18 @@ SMALL_FLAGS = (*SMALL_CONFIG_FLAGS, "--target=embedded", f"--embedded_images={SM
 def small_run(
     tmp_path_factory: pytest.TempPathFactory, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> SmallRun:
-    """The main job on a little embedded contest, once for all tests; what it compiles, later processes load."""
-    folder = tmp_path_factory.mktemp("runs")
-    workdir = folder / "small"
-    done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
+    """The main job on a little embedded contest, once for all tests; what it compiles, later processes load.
+
+    The first process of pytest-xdist that asks for it makes it, the others wait: their folders have one parent.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "runs"
+    folder.mkdir(exist_ok=True)
+    workdir, ended = folder / "small", folder / "ended.json"
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ended.exists():
+            done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
+            ended.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]), encoding="utf-8")
+    done = subprocess.CompletedProcess(*json.loads(ended.read_text(encoding="utf-8")))
     return SmallRun(workdir, SMALL_FLAGS, folder / "small.challenges" / "alice-0-60", done)

@@ -90,6 +90,19 @@ def test_residual_refiner_is_the_identity_at_first_and_learns(key):
     assert after < before
 
 
+def test_latents_are_further_channels_of_the_input(key):
+    config = RefinerConfig(width=3, blocks=1, latents=2)
+    images = jnp.zeros((2, 4, 5, 1))
+    keys = jax.random.split(key, 2)
+    latents = refiner.draw_latents(keys, images, config=config)
+    assert latents is not None and latents.shape == (2, 4, 5, 2)
+    assert refiner.draw_latents(keys, images, config=SMALL) is None
+    params = init(jax.random.clone(key), config=config)
+    assert params["Conv_0"]["kernel"].shape == (3, 3, 1 + 2, 3)
+    one, other = apply(params, images, latents, config=config), apply(params, images, -latents, config=config)
+    assert one.shape == images.shape and not np.allclose(one, other)
+
+
 def test_bounded_clips_and_its_gradient_never_points_further_out():
     values = jnp.asarray([-1.5, -1.0, 0.2, 1.0, 1.5])
     np.testing.assert_allclose(refiner.bounded(values), [-1.0, -1.0, 0.2, 1.0, 1.0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import classifier, classify, images, layout, reading, refiner, stages, target
+from simgan_jax import backend, classifier, classify, images, layout, reading, refiner, stages, target
 from simgan_jax.config import (
     CaptchaConfig,
     ClassifierConfig,
@@ -53,7 +53,7 @@ def make_pool(count, seed=0):
 def test_a_fresh_residual_refiner_changes_nothing():
     pool = make_pool(7)
     params = refiner.init(jax.random.key(1), config=CONFIG.refiner)
-    equal(stages.refine_pool(params, pool, config=CONFIG), pool)
+    equal(stages.refine_pool(jax.random.key(9), params, pool, config=CONFIG), pool)
 
 
 def test_refining_changes_ink_alone():
@@ -63,10 +63,21 @@ def test_refining_changes_ink_alone():
     params = jax.tree.map(jnp.zeros_like, params)
     last = max((name for name in params if name.startswith("Conv")), key=lambda name: int(name.split("_")[1]))
     params[last]["bias"] = jnp.full_like(params[last]["bias"], 0.5)
-    refined = stages.refine_pool(params, pool, config=CONFIG)
+    refined = stages.refine_pool(jax.random.key(9), params, pool, config=CONFIG)
     brighter = np.clip(np.asarray(pool.ink, np.float64) + 0.5 * 127.5, 0, 255)
     assert np.abs(np.asarray(refined.ink, np.float64) - brighter).max() <= 0.76
     equal(refined[1:], pool[1:])
+
+
+def test_latents_of_a_refined_captcha_depend_on_its_number_alone(monkeypatch):
+    config = dataclasses.replace(CONFIG, refiner=dataclasses.replace(CONFIG.refiner, latents=2))
+    pool = make_pool(7)._replace(ink=jnp.full((7, 24, 48), 128, jnp.uint8))
+    params = refiner.init(jax.random.key(1), config=config.refiner)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    many = stages.refine_pool(jax.random.key(9), params, pool, config=config)
+    assert len(np.unique(np.asarray(many.ink), axis=0)) == 7
+    monkeypatch.setattr(backend, "images_at_once", lambda: 2)
+    equal(stages.refine_pool(jax.random.key(9), params, stages.take(pool, 5), config=config), stages.take(many, 5))
 
 
 def test_label_loss_is_that_of_the_reader():

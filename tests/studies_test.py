@@ -9,7 +9,8 @@ from simgan_jax.studies import Arm
 
 def test_names():
     assert list(studies.STUDIES) == [
-        *("route", "history", "adversary", "lambda", "labels", "psi", "pretraining", "k_g", "paper", "smoke"),
+        *("route", "history", "adversary", "lambda", "labels", "psi", "pretraining", "k_g", "paper", "texture"),
+        "smoke",
     ]
 
 
@@ -43,7 +44,7 @@ def test_sizes_follow_the_configuration():
 
 
 def test_raw_arms_come_first():
-    for name in ("history", "adversary", "lambda", "labels", "psi", "pretraining", "k_g", "paper", "smoke"):
+    for name in studies.STUDIES:
         assert studies.study(name, config=presets.CPU).arms[0].images == "raw"
 
 
@@ -51,6 +52,11 @@ def test_overrides_reach_the_configuration():
     arm = Arm("x", overrides={"refine.k_g": 4})
     assert studies.arm_config(arm, presets.CPU) == dataclasses.replace(
         presets.CPU, refine=dataclasses.replace(presets.CPU.refine, k_g=4)
+    )
+    # The synthesizer is that of the arm's simulator, but for what the arm sets itself.
+    arm = Arm("x", "seed", overrides={"synthesizer.codec": True})
+    assert studies.arm_config(arm, presets.CPU).synthesizer == dataclasses.replace(
+        presets.SEED.synthesizer, codec=True, pool=presets.CPU.synthesizer.pool
     )
 
 
