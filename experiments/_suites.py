@@ -27,7 +27,7 @@ from simgan_jax import (
     train,
 )
 from simgan_jax.benchmark import Case
-from simgan_jax.config import Config
+from simgan_jax.config import Config, ConfigError
 
 POOL = 2048
 DRAWN = 500
@@ -104,7 +104,13 @@ SIMGAN_STEPS: Mapping[str, tuple[Callable[..., Any], Callable[[Config], counts.C
 
 
 def simgan_cases(suite: str, config: Config) -> list[Case]:
-    """A step of adversarial training, ours and the peers'."""
+    """A step of adversarial training, ours and the peers'.
+
+    Raises:
+      ConfigError: a refiner with latents, which the peers' has not.
+    """
+    if config.refiner.latents:
+        raise ConfigError(f"config.refiner.latents={config.refiner.latents}: the peers have none: benchmark it with 0")
     step_fn, count = SIMGAN_STEPS[suite]
     start, data, length = state.init(jax.random.key(0), config=config), pool(config), chunk_length()
     real = data.ink[::-1]

@@ -23,6 +23,7 @@ from simgan_jax.config import (
     ClassifierConfig,
     ClassifyConfig,
     Config,
+    ConfigError,
     DiscriminatorConfig,
     RefineConfig,
     RefinerConfig,
@@ -268,3 +269,8 @@ def test_script_asks_for_what_it_needs(run_script):
     done = run_script("experiments.benchmark", "--suite=synthesis")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "ConfigError: --suite and --out: give both, or --markdown"
+
+
+def test_refiners_that_the_peers_do_not_have():
+    with pytest.raises(ConfigError, match="config.refiner.latents=1: the peers have none"):
+        _suites.simgan_cases("refiner_step", Config(refiner=RefinerConfig(latents=1)))
