@@ -4,6 +4,7 @@ import fnmatch
 import json
 import pathlib
 import re
+import statistics
 
 import pytest
 
@@ -65,6 +66,16 @@ def test_the_readme_has_the_arms_of_the_runs():
     for path in runs:
         if not path.stem.endswith("final"):
             assert f"{100 * JSONS[path]['exact']:.2f} |" in README.replace("**", ""), path.name
+
+
+@pytest.mark.parametrize("text", [PAGE, README], ids=["page", "README"])
+def test_means_over_the_seeds(text):
+    """They stand behind the exact matches of the seeds."""
+    lines = [re.sub(r" \([^)]*\)|\*", "", line) for line in text.splitlines() if line.startswith("| ")]
+    for ending in ("", ".synthetic", ".refined", ".fitted0", ".fitted1", ".adapted"):
+        shares = [JSONS[path]["exact"] for path in JSONS if re.fullmatch(rf"hackmit\.seed\d{ending}", path.stem)]
+        cells = [f"{100 * share:.2f}" for share in (*shares, statistics.fmean(shares))]
+        assert len(shares) == 3 and any(f"| {' | '.join(cells)} |" in line for line in lines), ending
 
 
 def test_the_readme_shows_what_make_run_printed():
