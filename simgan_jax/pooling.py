@@ -25,7 +25,7 @@ class PoolingError(ValueError):
 
 
 def pool(results: Mapping[str, Result]) -> dict[str, Any]:
-    """One result of all seeds, in their order, with the rows and choices of `ablation.run`.
+    """One result of all seeds, with the rows and choices of `ablation.run`; the results in order of their first seeds.
 
     Args:
       results: of `ablation.run` or of this function, by the name that an error calls them by; with the same arms,
