@@ -78,7 +78,7 @@ def draw_latents(keys: jax.Array, images: jax.Array, *, config: RefinerConfig) -
     return jax.vmap(lambda key: jax.random.normal(key, (*images.shape[1:3], config.latents)))(keys)
 
 
-def apply(params: Params, images: jax.Array, latents: jax.Array | None = None, *, config: RefinerConfig) -> jax.Array:
+def apply(params: Params, images: jax.Array, *, config: RefinerConfig, latents: jax.Array | None = None) -> jax.Array:
     """Refined images `[B, H, W, 1]` in [-1, 1] of synthetic ones.
 
     The output is a tanh as in the paper, or with `config.residual` the input plus what the network adds, bounded.

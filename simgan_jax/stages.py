@@ -116,7 +116,7 @@ def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, 
         synthetic = images.to_unit(ink)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(len(ink)))
         latents = refiner.draw_latents(keys, synthetic, config=config.refiner)
-        return images.to_uint8(refiner.apply(params, synthetic, latents, config=config.refiner))
+        return images.to_uint8(refiner.apply(params, synthetic, config=config.refiner, latents=latents))
 
     ink, size = np.asarray(pool.ink), backend.images_at_once()
     out = np.empty(ink.shape, np.uint8)

@@ -47,7 +47,7 @@ def refiner_pretrain_step(
     weight = config.refine.lambda_reg or 1.0
 
     def objective(params: refiner.Params, synthetic: jax.Array, latents: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        refined = refiner.apply(params, synthetic, latents, config=config.refiner)
+        refined = refiner.apply(params, synthetic, config=config.refiner, latents=latents)
         loss = weight * _regularization(refined, synthetic, config=config).mean()
         return loss, {"refiner_reg": jnp.abs(refined - synthetic).mean()}
 
@@ -116,7 +116,7 @@ def refiner_update(
         noise: jax.Array,
         latents: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
-        refined = refiner.apply(params, synthetic, latents, config=config.refiner)
+        refined = refiner.apply(params, synthetic, config=config.refiner, latents=latents)
         logits = discriminator.apply(judge, refined + noise, config=config.discriminator)
         regularization = _regularization(refined, synthetic, config=config)
         loss = losses.refiner_loss(logits, regularization, lambda_reg=config.refine.lambda_reg)
@@ -141,7 +141,7 @@ def discriminator_update(
     synthetic_key, real_key, mix_key, add_key, noise_key = jax.random.split(key, 5)
     synthetic, _ = _draw(synthetic_key, data[0], config=config.refine)
     latents = _latents(key, synthetic, config=config)
-    refined = refiner.apply(state.refiner.params, synthetic, latents, config=config.refiner)
+    refined = refiner.apply(state.refiner.params, synthetic, config=config.refiner, latents=latents)
     mixed = history.mix(state.history, mix_key, refined)
     real = devices.spread(images.to_unit(data[1][_indices(real_key, data[1], config=config.refine)]))
     noise = _noise(noise_key, (2, *mixed.shape), config=config)

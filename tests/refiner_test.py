@@ -99,7 +99,7 @@ def test_latents_are_further_channels_of_the_input(key):
     assert refiner.draw_latents(keys, images, config=SMALL) is None
     params = init(jax.random.clone(key), config=config)
     assert params["Conv_0"]["kernel"].shape == (3, 3, 1 + 2, 3)
-    one, other = apply(params, images, latents, config=config), apply(params, images, -latents, config=config)
+    one, other = (apply(params, images, config=config, latents=sign * latents) for sign in (1.0, -1.0))
     assert one.shape == images.shape and not np.allclose(one, other)
 
 

@@ -255,7 +255,7 @@ def test_training_with_latents_gives_images_chance():
 
     def chance(params):
         """The standard deviation of a pixel over images that differ in their latents alone."""
-        return refiner.apply(params, gray, latents, config=config.refiner).std(axis=0).mean()
+        return refiner.apply(params, gray, config=config.refiner, latents=latents).std(axis=0).mean()
 
     before = current = state.restart(fresh(config))
     for i in range(100):
