@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from simgan_jax import pooling, tables, workdir
+from simgan_jax import atomic, pooling, tables, workdir
 
 _RESULTS = flags.DEFINE_list("results", None, "JSON files of experiments.ablate, at least two.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Also write the numbers to this JSON file.")
@@ -24,12 +24,12 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     try:
         result = pooling.pool({path: _read(path) for path in _RESULTS.value})
-    except pooling.PoolingError as error:
+        if _OUT.value:
+            workdir.write_json(pathlib.Path(_OUT.value), result)
+    except (pooling.PoolingError, atomic.WriteError) as error:
         print(error, file=sys.stderr)
         return 2
     print(tables.markdown(result["rows"]), end="")
-    if _OUT.value:
-        workdir.write_json(pathlib.Path(_OUT.value), result)
     return 0
 
 

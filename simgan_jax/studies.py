@@ -235,7 +235,6 @@ def _texture(config: Config) -> Study:
         Arm("both", "seed", "both"),
         Arm("refined latents", "seed", "refined", overrides=latents),
         Arm("both latents", "seed", "both", overrides=latents),
-        Arm("refined codec", "seed", "refined", overrides=codec),
     )
     return Study("texture", "How much of what a simulator lacks is texture, and how much of it is refined?", arms)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,14 +73,16 @@ def test_report_is_one_file(small_run):
     assert re.search(r"""(src|href)=["']?(https?:)?//""", report) is None
 
 
-def test_complete_run_does_nothing_but_post_its_answers(small_run, run_script):
-    """It may have been stopped before it had posted them."""
-    before = contents(small_run.workdir)
-    done = run_script("experiments.run", f"--workdir={small_run.workdir}", *small_run.flags)
+def test_complete_run_does_nothing_but_post_its_answers(small_run, run_script, tmp_path):
+    """It may have been stopped before it had posted them. A copy, as other processes read the run meanwhile."""
+    folder = tmp_path / "copy"
+    shutil.copytree(small_run.workdir, folder)
+    before = contents(folder)
+    done = run_script("experiments.run", f"--workdir={folder}", *small_run.flags)
     assert done.returncode == small_run.done.returncode
     told, verdict = done.stdout.splitlines()
     assert "complete, nothing to do" in told and verdict == small_run.done.stdout.splitlines()[1]
-    assert contents(small_run.workdir) == before
+    assert contents(folder) == before
 
 
 def test_evaluate_scores_the_run(small_run, run_script, config, tmp_path):

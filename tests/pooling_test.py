@@ -106,6 +106,10 @@ def test_the_script(outcomes, run_script, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     pooled = json.loads((tmp_path / "out.json").read_text())
     assert (pooled["seeds"], done.stdout) == ([0, 1], tables.markdown(pooled["rows"]))
+    missing = tmp_path / "missing" / "out.json"
+    refused = run_script("experiments.pool", results, f"--out={missing}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert str(missing) in refused.stderr and len(refused.stderr.splitlines()) == 1
     paths[1].write_text("[")
     refused = run_script("experiments.pool", results, f"--out={tmp_path / 'none.json'}")
     assert (refused.returncode, refused.stdout) == (2, "")

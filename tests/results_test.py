@@ -78,5 +78,11 @@ def test_means_over_the_seeds(text):
         assert len(shares) == 3 and any(f"| {' | '.join(cells)} |" in line for line in lines), ending
 
 
+def test_the_readme_has_the_beliefs_of_the_runs():
+    believed = [JSONS[path]["estimate"] for path in JSONS if re.fullmatch(r"hackmit\.seed\d\.summary", path.stem)]
+    assert len(believed) == 3
+    assert " | ".join(f"{100 * share:.2f}" for share in (*believed, statistics.fmean(believed))) in README
+
+
 def test_the_readme_shows_what_make_run_printed():
     assert (ROOT / "docs" / "results" / "embedded.txt").read_text(encoding="utf-8").strip() in README
