@@ -31,7 +31,7 @@ WRONG: dict[str, Any] = {
         "fitted_scale": [-0.1],
         "pool": [0],
     },
-    "refiner": {"width": [0], "blocks": [0], "kernel": [0]},
+    "refiner": {"width": [0], "blocks": [0], "kernel": [0], "latents": [-1]},
     "discriminator": {
         "adversary": ["none"],
         "widths": [(8, 8, 8), (8, 8, 8, 0)],
