@@ -3,8 +3,8 @@
 Where several processes make a run (hosts.py), the mesh of training has the devices of all, and what comes between,
 drawing, fitting and reading, is done by each process for itself, with one of its own.
 
-Without a mesh everything stays as it is. Under one the compiler divides the work and sums the gradients, so a step is
-the same mathematics for any number of devices: the same key draws the same global batch.
+Without a mesh everything is on the first device. Under one the compiler divides the work and sums the gradients, so a
+step is the same mathematics for any number of devices: the same key draws the same global batch.
 """
 
 import contextlib
@@ -75,11 +75,12 @@ def spread(batch: Any) -> Any:
 def place(tree: Any) -> Any:
     """A state or data on all devices of the mesh: each array whole on each, the images of a history divided.
 
-    A history whose capacity is no multiple of the devices is whole on each too.
+    A history whose capacity is no multiple of the devices is whole on each too. Without a mesh, all on the first
+    device, and committed to it as what a checkpoint restores is: a run that goes on needs no other programs.
     """
     ambient = jax.sharding.get_mesh()
     if ambient.empty:
-        return tree
+        return jax.device_put(tree, jax.devices()[0])
     whole, split = (NamedSharding(ambient, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def put(node: Any) -> Any:

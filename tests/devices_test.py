@@ -164,10 +164,18 @@ def test_one_device_and_two_train_the_same_classifier(name):
         np.testing.assert_allclose(np.asarray(lone), np.asarray(both), atol=1e-3, rtol=1e-4)
 
 
-def test_without_a_mesh_nothing_changes():
+def test_without_a_mesh_all_is_on_one_device_as_what_is_restored(tmp_path):
     tree = {"a": jnp.ones((3,)), "history": history.init(4, (2, 2, 1))}
-    assert devices.place(tree) is tree
     assert devices.spread(tree) is tree
+    placed = devices.place(tree)
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(1, placed)
+        restored = saved.restore(placed)
+    program = jax.jit(lambda tree: jax.tree.map(jnp.negative, tree))
+    for given in (placed, restored):
+        program(given)
+    assert program._cache_size() == 1
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
