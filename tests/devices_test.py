@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,7 @@ def test_without_a_mesh_all_is_on_one_device_as_what_is_restored(tmp_path):
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save(1, placed)
         restored = saved.restore(placed)
-    program = jax.jit(lambda tree: jax.tree.map(jnp.negative, tree))
+    program: Any = jax.jit(lambda tree: jax.tree.map(jnp.negative, tree))
     for given in (placed, restored):
         program(given)
     assert program._cache_size() == 1
