@@ -52,6 +52,7 @@ def finished(workdir):
     return sorted(path.parent for path in marks if "predict/arm" in path.read_text())
 
 
+@pytest.mark.usefixtures("small_run")
 def test_smoke_study(target, tmp_path, run_script):
     """Killed and run again it goes on; it asks for labels when all is trained; with them it trains nothing more."""
     folder, labels = target

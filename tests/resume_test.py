@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import state, steps, train
+from simgan_jax import devices, state, steps, train
 from simgan_jax.checkpoints import Checkpoints
 from simgan_jax.config import CaptchaConfig, Config, DiscriminatorConfig, RefineConfig, RefinerConfig
 
@@ -40,7 +40,8 @@ def run(step_fn, *, chunk, hook=None, start=None):
     """Trains `start`, or a fresh state, to the end."""
     start = state.init(jax.random.key(0), config=CONFIG) if start is None else start
     hooks = [hook] if hook else []
-    return train.fit(start, jax.random.key(1), step_fn, data(), steps=STEPS, chunk=chunk, hooks=hooks)
+    start, seen = devices.place((start, data()))
+    return train.fit(start, jax.random.key(1), step_fn, seen, steps=STEPS, chunk=chunk, hooks=hooks)
 
 
 def main(folder):
