@@ -13,6 +13,7 @@ import pathlib
 import re
 import stat
 import struct
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from simgan_jax import atomic
+from simgan_jax import atomic, stack
 
 AnyPath = str | os.PathLike[str]
 
@@ -113,20 +114,21 @@ def read(path: AnyPath, *, height: int | None = None, width: int | None = None) 
 
 
 def read_many(paths: Iterable[AnyPath], *, height: int | None = None, width: int | None = None) -> Records:
-    """`read` of several folders and files, one after the other; a name may occur once in all of them."""
+    """`read` of several folders and files in turn; a name may occur once in all. Many images are mapped (`stack`)."""
     names: list[str] = []
     tables: list[np.ndarray | None] = []
-    gray = np.empty((0, 0, 0), np.uint8)
-    for piece in iterate(paths, 1000, height=height, width=width):
-        filled, needed = len(names), len(names) + len(piece.names)
-        if needed > len(gray):
-            # Grown by a quarter, before NumPy 2.5 in place: a million images then never stand in memory twice.
-            gray.resize((max(needed, filled + filled // 4), *piece.gray.shape[1:]), refcheck=False)
-        gray[filled:needed] = piece.gray
-        names.extend(piece.names)
-        tables = [_shared([*tables, piece.tables])]
-    gray.resize((len(names), *gray.shape[1:]), refcheck=False)
-    return Records(tuple(names), gray, tables[0])
+    try:
+        with stack.Stack() as gray:
+            for piece in iterate(paths, 1000, height=height, width=width):
+                gray.append(piece.gray)
+                names.extend(piece.names)
+                tables = [_shared([*tables, piece.tables])]
+            return Records(tuple(names), gray.array(), tables[0])
+    except OSError as error:
+        raise ChallengeError(
+            f"{tempfile.gettempdir()}: no room for the pixels of more than {len(names):,} images ({error.strerror}): "
+            "make room there, or set TMPDIR to a folder that has it"
+        ) from error
 
 
 def iterate(

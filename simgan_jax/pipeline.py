@@ -130,7 +130,7 @@ def _adversarial_stage(
         key,
         start,
         functools.partial(step_fn, config=run.config),
-        (pool, jnp.asarray(run.target.ink)),
+        (pool, jax.device_put(run.target.ink)),
         total=total,
         checkpoint_every=run.config.refine.checkpoint_every,
         log_every=run.config.refine.log_every,
@@ -219,7 +219,7 @@ def adapt_stage(
 ) -> classifier.Params:
     """Self-training on what readings say of the target, beside the pool; the averaged parameters."""
     settings = run.config.adapt
-    believed = adapt.believe(jnp.asarray(run.target.ink), jnp.asarray(readings.probabilities), config=settings)
+    believed = adapt.believe(jax.device_put(run.target.ink), jnp.asarray(readings.probabilities), config=settings)
     trained = train_stage(
         run,
         "adapt",

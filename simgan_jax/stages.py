@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +84,12 @@ def draw_pool(
     passes = jax.jit(lambda ink: layout.separated(ink.astype(jnp.float32) / 255.0, length=config.captcha.length))
     packed = jax.jit(synthesizer.pack)(simulator.atlas)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
-    ink = np.empty((count, config.captcha.height, config.captcha.width), np.uint8)
-    labels = np.empty((count, config.captcha.length), np.int32)
-    poses = np.empty((count, config.captcha.length, 3), np.float32)
+    height, width, length = config.captcha.height, config.captcha.width, config.captcha.length
+    pool = classify.Pool(
+        jnp.zeros((count, height, width), jnp.uint8),
+        jnp.zeros((count, length), jnp.int32),
+        jnp.zeros((count, length, 3)),
+    )
     open_rows, attempt = np.arange(count), 0
     while len(open_rows):
         rest = []
@@ -95,14 +98,19 @@ def draw_pool(
             index = jnp.asarray(np.resize(rows, DRAW_BATCH))
             batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys[index], attempt)
             drawn = draw(batch_keys, packed)
-            good = np.asarray(passes(drawn.ink))[: len(rows)] if simulator.reject else np.ones(len(rows), bool)
-            kept = rows[good]
-            ink[kept] = np.asarray(drawn.ink)[: len(rows)][good]
-            labels[kept] = np.asarray(drawn.labels)[: len(rows)][good]
-            poses[kept] = np.asarray(drawn.poses)[: len(rows)][good]
-            rest.append(rows[~good])
-        open_rows, attempt = np.concatenate(rest), attempt + 1
-    return classify.Pool(jnp.asarray(ink), jnp.asarray(labels), jnp.asarray(poses))
+            if simulator.reject:
+                good = passes(drawn.ink)
+                rest.append(rows[~np.asarray(good)[: len(rows)]])
+                index = jnp.where(good, index, count)
+            pool = _put(pool, index, classify.Pool(*drawn))
+        open_rows, attempt = np.concatenate(rest) if rest else open_rows[:0], attempt + 1
+    return pool
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(there: Any, rows: jax.Array, values: Any) -> Any:
+    """Arrays `[N, ...]` with values `[B, ...]` in these rows, in place: those of N are left out."""
+    return jax.tree.map(lambda x, value: x.at[rows].set(value, mode="drop"), there, values)
 
 
 def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, config: Config) -> classify.Pool:
@@ -111,20 +119,20 @@ def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, 
     The latents of number i, where the refiner takes any, depend on the key and i alone. The key is consumed.
     """
 
+    count, size = len(pool.ink), backend.images_at_once()
+
     @jax.jit
-    def refine(params: refiner.Params, ink: jax.Array, first: jax.Array) -> jax.Array:
-        synthetic = images.to_unit(ink)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(len(ink)))
+    def refine(params: refiner.Params, ink: jax.Array, rows: jax.Array) -> jax.Array:
+        synthetic = images.to_unit(ink.at[rows].get(mode="clip"))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
         latents = refiner.draw_latents(keys, synthetic, config=config.refiner)
         return images.to_uint8(refiner.apply(params, synthetic, config=config.refiner, latents=latents))
 
-    ink, size = np.asarray(pool.ink), backend.images_at_once()
-    out = np.empty(ink.shape, np.uint8)
-    for start in range(0, len(out), size):
-        batch = ink[start : start + size]
-        padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0)))
-        out[start : start + len(batch)] = np.asarray(refine(params, jnp.asarray(padded), start))[: len(batch)]
-    return pool._replace(ink=jnp.asarray(out))
+    refined = jnp.zeros_like(pool.ink)
+    for start in range(0, count, size):
+        rows = start + jnp.arange(size)
+        refined = _put(refined, rows, refine(params, pool.ink, rows))
+    return pool._replace(ink=refined)
 
 
 def label_loss(reader: classifier.Params | None, config: Config) -> steps.LabelLoss | None:

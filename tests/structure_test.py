@@ -41,7 +41,8 @@ IMPORTS = {
     "presets": {"config"},
     "metrics": {"atomic", "hosts"},
     "checkpoints": {"hosts"},
-    "challenge": {"atomic"},
+    "stack": NOTHING,
+    "challenge": {"atomic", "stack"},
     "contest": {"challenge", "config"},
     "contest_client": {"atomic", "challenge"},
     "reporting": {"atomic", "charts", "grids"},
@@ -117,8 +118,8 @@ IMPORTS = {
 IO = {
     *("ablation", "adoption", "atomic", "benchmark", "challenge", "charts", "checkpoints", "contest", "contest_client"),
     *("figures", "finish", "hosts"),
-    *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "reporting", "session", "stages", "workbench"),
-    "workdir",
+    *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "reporting", "session", "stack", "stages"),
+    *("workbench", "workdir"),
 }
 LINEN = {"convolution", "refiner", "discriminator", "classifier"}
 
