@@ -13,7 +13,6 @@ import pathlib
 import re
 import stat
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -124,11 +123,8 @@ def read_many(paths: Iterable[AnyPath], *, height: int | None = None, width: int
                 names.extend(piece.names)
                 tables = [_shared([*tables, piece.tables])]
             return Records(tuple(names), gray.array(), tables[0])
-    except OSError as error:
-        raise ChallengeError(
-            f"{tempfile.gettempdir()}: no room for the pixels of more than {len(names):,} images ({error.strerror}): "
-            "make room there, or set TMPDIR to a folder that has it"
-        ) from error
+    except stack.StackError as error:
+        raise ChallengeError(str(error)) from error
 
 
 def iterate(

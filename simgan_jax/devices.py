@@ -80,7 +80,7 @@ def place(tree: Any) -> Any:
     """
     ambient = jax.sharding.get_mesh()
     if ambient.empty:
-        return jax.device_put(tree, jax.devices()[0])
+        return jax.device_put(tree, jax.local_devices()[0])
     whole, split = (NamedSharding(ambient, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def put(node: Any) -> Any:

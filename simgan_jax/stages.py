@@ -95,21 +95,22 @@ def draw_pool(
         rest = []
         for start in range(0, len(open_rows), DRAW_BATCH):
             rows = open_rows[start : start + DRAW_BATCH]
-            index = jnp.asarray(np.resize(rows, DRAW_BATCH))
-            batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys[index], attempt)
+            # A batch that is not full is filled up with rows that `put` leaves out.
+            places = jnp.asarray(np.pad(rows, (0, DRAW_BATCH - len(rows)), constant_values=count))
+            batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys.at[places].get(mode="clip"), attempt)
             drawn = draw(batch_keys, packed)
             if simulator.reject:
                 good = passes(drawn.ink)
                 rest.append(rows[~np.asarray(good)[: len(rows)]])
-                index = jnp.where(good, index, count)
-            pool = _put(pool, index, classify.Pool(*drawn))
+                places = jnp.where(good, places, count)
+            pool = put(pool, places, classify.Pool(*drawn))
         open_rows, attempt = np.concatenate(rest) if rest else open_rows[:0], attempt + 1
     return pool
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(there: Any, rows: jax.Array, values: Any) -> Any:
-    """Arrays `[N, ...]` with values `[B, ...]` in these rows, in place: those of N are left out."""
+def put(there: Any, rows: jax.Array, values: Any) -> Any:
+    """Arrays `[N, ...]` with values `[B, ...]` in rows `[B]`, those from N on left out; the arrays are donated."""
     return jax.tree.map(lambda x, value: x.at[rows].set(value, mode="drop"), there, values)
 
 
@@ -123,7 +124,7 @@ def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, 
 
     @jax.jit
     def refine(params: refiner.Params, ink: jax.Array, rows: jax.Array) -> jax.Array:
-        synthetic = images.to_unit(ink.at[rows].get(mode="clip"))
+        synthetic = images.to_unit(ink)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
         latents = refiner.draw_latents(keys, synthetic, config=config.refiner)
         return images.to_uint8(refiner.apply(params, synthetic, config=config.refiner, latents=latents))
@@ -131,7 +132,8 @@ def refine_pool(key: jax.Array, params: refiner.Params, pool: classify.Pool, *, 
     refined = jnp.zeros_like(pool.ink)
     for start in range(0, count, size):
         rows = start + jnp.arange(size)
-        refined = _put(refined, rows, refine(params, pool.ink, rows))
+        # Gathered apart, so that one program refines pools of any size.
+        refined = put(refined, rows, refine(params, pool.ink.at[rows].get(mode="clip"), rows))
     return pool._replace(ink=refined)
 
 

@@ -45,6 +45,14 @@ def test_a_captcha_depends_on_its_number_alone(config):
     assert not np.array_equal(other.ink, few.ink)
 
 
+def test_rows_are_put_in_place_and_others_left_out():
+    there = (jnp.zeros((5, 2)), jnp.arange(5))
+    ones, numbers = stages.put(there, jnp.asarray([3, 5, 0]), (jnp.ones((3, 2)), jnp.asarray([7, 8, 9])))
+    np.testing.assert_array_equal(numbers, [9, 1, 2, 7, 4])
+    np.testing.assert_array_equal(ones, np.outer([1, 0, 0, 1, 0], [1, 1]))
+    assert all(leaf.is_deleted() for leaf in there)
+
+
 def make_pool(count, seed=0):
     ink = jax.random.randint(jax.random.key(seed), (count, 24, 48), 0, 256).astype(jnp.uint8)
     return classify.Pool(ink, jnp.full((count, 4), seed), jnp.full((count, 4, 3), float(seed)))

@@ -193,7 +193,7 @@ def test_updates_are_gradient_steps_on_the_losses_of_the_paper():
 
 def test_a_round_in_blocks_is_that_of_the_whole_batch(monkeypatch):
     """On a CPU gradients come from blocks of a few images, on an accelerator from all at once."""
-    config = change(CONFIG, k_g=1, optimizer="sgd", refiner_lr=0.01, discriminator_lr=0.01)
+    config = change(CONFIG, optimizer="sgd", refiner_lr=0.01, discriminator_lr=0.01)
     data, start = stacks(6), fresh(config)
     rounds = []
     for size in (4, None):
