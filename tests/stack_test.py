@@ -1,5 +1,4 @@
 import os
-import resource
 import subprocess
 import sys
 
@@ -67,8 +66,10 @@ def test_a_target_past_the_limit_reads_as_within(captchas, monkeypatch):
 
 
 FULL = """
-import sys
+import resource, sys
 from simgan_jax import challenge, stack
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 stack.Stack.__init__.__kwdefaults__["in_memory"] = 1000
 challenge.read(sys.argv[1])
 """
@@ -76,12 +77,9 @@ challenge.read(sys.argv[1])
 
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_a_full_disk_is_named(captchas, tmp_path, limit):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-W", "error", "-c", FULL, str(captchas)]
+    command = [sys.executable, "-W", "error", "-c", FULL, str(captchas), str(limit)]
     env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=small_files)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     # Where nothing can be written at all there is no folder for temporary files.
     place, why = ("temporary files", "No usable temporary directory") if limit == 0 else (tmp_path, "File too large")
