@@ -239,7 +239,8 @@ def _files(paths: Iterable[AnyPath]) -> Iterator[pathlib.Path]:
         if not names:
             raise ChallengeError(f"{path}: empty folder: put contest files or PNG/JPEG files there")
         for name in names:
-            if (path / name).is_dir():
+            # False where the folder may be listed and not searched; reading the file then says so.
+            if os.path.isdir(path / name):
                 raise ChallengeError(f"{path / name}: a folder among the files: give it by itself or move it away")
             yield path / name
     if empty:
