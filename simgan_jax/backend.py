@@ -39,6 +39,11 @@ def drawings() -> int:
     return 32 if jax.default_backend() == "cpu" else 512
 
 
+def programs_at_once() -> int:
+    """Programs of few and small operations that run side by side: two, as one leaves a CPU's cores waiting for it."""
+    return 2 if jax.default_backend() == "cpu" else 1
+
+
 def device_count() -> int:
     """Devices that training is divided over unless a number is asked for: every accelerator, but one CPU.
 

@@ -295,6 +295,7 @@ class AdaptConfig:
 class RescoreConfig:
     """Deciding between readings that are less than `sure` by drawing `texts` of them; no `rounds`, no deciding.
 
+    Captchas whose first reading is less than `sure` are read at shifts too, before anything is decided.
     sharpness is the log probability that a text loses if its drawing leaves the residual of a sure reading, and
     `unexplained` of them have it drawn again. shift in units of the image height and turn in degrees move its starts;
     stretch is the first step of a pose in units of `fit`'s.

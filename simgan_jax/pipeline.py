@@ -6,7 +6,7 @@ classify -> fit and classify again, in rounds -> rescore -> adapt -> predict -> 
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +33,8 @@ from simgan_jax import (
 from simgan_jax.config import Config
 from simgan_jax.session import Run, train_stage
 
-# Readings of an image and its four neighbours by one pixel are averaged for the final answers.
-SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
+# What is not read surely is read a pixel to each side as well, and averaged, for the final answers.
+SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 BEFORE_FIT = ("synthetic", "refined")
 
 
@@ -172,15 +172,23 @@ def first_classifier(run: Run, pool: classify.Pool) -> classifier.Params:
 
 
 def read_arm(
-    run: Run, arm: str, params: classifier.Params, *, shifts: Sequence[tuple[int, int]] = ((0, 0),)
+    run: Run, arm: str, params: classifier.Params, *, first: reading.Readings | None = None
 ) -> reading.Readings:
-    """Reads the whole target with one arm and writes `predictions.<arm>.csv`; read once, loaded afterwards."""
+    """Reads the whole target with one arm and writes `predictions.<arm>.csv`; read once, loaded afterwards.
+
+    Args:
+      first: what the same parameters read before; those that are less sure than `rescore.sure` are read at shifts too.
+    """
     stage = f"predict/{arm}"
     name = f"readings.{arm}"
     if run.workdir.done(stage):
         return reading.Readings(**run.workdir.load(name))
     begin = time.monotonic()
-    readings = reading.Reader(run.config.captcha, config=run.config.classifier)(params, run.target.ink, shifts=shifts)
+    reader, ink = reading.Reader(run.config.captcha, config=run.config.classifier), run.target.ink
+    if first is None:
+        readings = reader(params, ink)
+    else:
+        readings = reader.again(params, ink, first, shifts=SHIFTS, sure=run.config.rescore.sure)
     run.workdir.save(name, **readings._asdict())
     texts, confidences = reading.answers(readings.probabilities, run.config.captcha)
     challenge.write_predictions(run.workdir.path / f"predictions.{arm}.csv", run.target.names, texts, confidences)
@@ -341,7 +349,7 @@ def rescore_stage(run: Run, name: str, readings: reading.Readings, atlas: np.nda
         decided = judge(run.target.ink, readings, usual=usual)
         run.workdir.save(f"readings.rescored.{name}", **decided._asdict())
         run.workdir.save(f"rescore.{name}", atlas=atlas, noise=noise, usual=np.asarray(usual))
-        unsure = rescore.certainty(readings) < config.sure
+        unsure = reading.certainty(readings.probabilities) < config.sure
         run.workdir.finish(f"rescore/{name}", time.monotonic() - begin, images=int(unsure.sum()))
     return reading.Readings(**run.workdir.load(f"readings.rescored.{name}"))
 
@@ -365,7 +373,7 @@ def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     trained = {arm.name: arm for arm in train_arms(run)}
     arms = {name: arm.readings for name, arm in trained.items()}
     best = choose_arm(arms)
-    final = undecided = read_arm(run, "final", trained[best].params, shifts=SHIFTS)
+    final = undecided = read_arm(run, "final", trained[best].params, first=arms[best])
     # Where an arm from before the fit is the best, the fit has failed, and its glyphs decide nothing.
     if best not in BEFORE_FIT:
         final = rescore_stage(run, "final", final, last_glyphs(run))

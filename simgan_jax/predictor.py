@@ -79,7 +79,10 @@ def predict(
         gray = np.pad(records.gray, ((0, BATCH - len(records.gray)), (0, 0), (0, 0)))
         padded = target.to_ink(jnp.asarray(gray), predictor.scene, config=predictor.config.target)
         ink = np.asarray(padded)[: len(records.gray)]
-        readings = predictor.reader(predictor.params, ink, shifts=pipeline.SHIFTS)
+        readings = predictor.reader(predictor.params, ink)
+        readings = predictor.reader.again(
+            predictor.params, ink, readings, shifts=pipeline.SHIFTS, sure=predictor.config.rescore.sure
+        )
         if predictor.judge is not None:
             readings = predictor.judge(ink, readings, usual=predictor.usual)
         yield records.names, *reading.answers(readings.probabilities, captcha)

@@ -24,8 +24,9 @@ CPU = Config(
     discriminator=DiscriminatorConfig(widths=(48, 48, 32, 32)),
     refine=RefineConfig(refiner_pretrain_steps=20, discriminator_pretrain_steps=50, steps=150, lambda_label=10.0),
     classifier=ClassifierConfig(widths=(32, 64, 96, 128)),
-    classify=ClassifyConfig(steps=600),
-    fit=FitConfig(steps=(400, 1300)),
+    classify=ClassifyConfig(steps=500),
+    fit=FitConfig(steps=(300, 1000)),
+    adapt=AdaptConfig(steps=500),
     rescore=RescoreConfig(steps=30),
 )
 

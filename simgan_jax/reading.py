@@ -21,8 +21,6 @@ class Readings(NamedTuple):
 class Reader:
     """A compiled reader of uint8 ink `[N, H, W]` for one kind of network; memory stays one batch.
 
-    Each image is read as it stands and at each shift (dy, dx) in pixels, and the probabilities are averaged.
-
     batch_size: images at a time; the number that suits the backend if None.
     """
 
@@ -36,21 +34,40 @@ class Reader:
 
         self._read = jax.jit(read)
 
-    def __call__(
-        self, params: classifier.Params, ink: np.ndarray, *, shifts: Sequence[tuple[int, int]] = ((0, 0),)
-    ) -> Readings:
-        """Reads all images with one set of parameters."""
-        probabilities, poses = [], []
+    def __call__(self, params: classifier.Params, ink: np.ndarray, *, shift: tuple[int, int] = (0, 0)) -> Readings:
+        """Reads all images with one set of parameters, each moved by (dy, dx) pixels."""
+        parts = []
         for start in range(0, len(ink), self._batch_size):
             batch = ink[start : start + self._batch_size]
             padded = jnp.asarray(np.pad(batch, ((0, self._batch_size - len(batch)), (0, 0), (0, 0))))
-            parts = [self._read(params, padded, jnp.asarray(shift)) for shift in shifts]
-            probabilities.append(np.mean([np.asarray(p) for p, _ in parts], axis=0)[: len(batch)])
-            poses.append(np.asarray(parts[0][1])[: len(batch)])
-        return Readings(np.concatenate(probabilities), np.concatenate(poses))
+            read = self._read(params, padded, jnp.asarray(shift))
+            parts.append([np.asarray(part)[: len(batch)] for part in read])
+        return Readings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def again(
+        self,
+        params: classifier.Params,
+        ink: np.ndarray,
+        readings: Readings,
+        *,
+        shifts: Sequence[tuple[int, int]],
+        sure: float,
+    ) -> Readings:
+        """Readings in which those less certain than `sure` are averaged with what is read at each shift (dy, dx)."""
+        unsure = np.flatnonzero(certainty(readings.probabilities) < sure)
+        if not len(unsure):
+            return readings
+        looks = [self(params, ink[unsure], shift=shift).probabilities for shift in shifts]
+        probabilities = readings.probabilities.copy()
+        probabilities[unsure] = np.mean([probabilities[unsure], *looks], axis=0)
+        return readings._replace(probabilities=probabilities)
+
+
+def certainty(probabilities: np.ndarray) -> np.ndarray:
+    """Probability `[N]` of the likeliest text of each image, of `[N, L, V]` as the product over its characters."""
+    return probabilities.max(axis=-1).prod(axis=-1)
 
 
 def answers(probabilities: np.ndarray, captcha: CaptchaConfig) -> tuple[list[str], np.ndarray]:
-    """Texts, and the probability of each as the product over its characters, `[N]`."""
-    texts = alphabet.decode(probabilities.argmax(axis=-1), captcha.alphabet)
-    return texts, probabilities.max(axis=-1).prod(axis=-1)
+    """Texts, and the certainty `[N]` of each."""
+    return alphabet.decode(probabilities.argmax(axis=-1), captcha.alphabet), certainty(probabilities)

@@ -6,13 +6,14 @@ settle where the drawing is nearest to the captcha, and what then remains of the
 
 import functools
 from collections.abc import Iterator
+from concurrent import futures
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import backend, fit, reading
+from simgan_jax import backend, fit, reading, synthesizer
 from simgan_jax.config import CaptchaConfig, Config, RescoreConfig
 
 # Surest readings that tell what a drawing leaves of a captcha.
@@ -24,7 +25,7 @@ STILL = 2
 
 
 class Glyphs(NamedTuple):
-    """What captchas are drawn with. atlas: `[K, V, S, S]` in [0, 1]; known: float32 `[H, W]` 1 where ink is seen."""
+    """What captchas are drawn with. atlas: packed `[K, V, S, S]`; known: float32 `[H, W]` 1 where ink is seen."""
 
     atlas: jax.Array
     known: jax.Array
@@ -115,7 +116,8 @@ class Rescorer:
     """
 
     def __init__(self, atlas: np.ndarray, mask: np.ndarray, noise: np.ndarray, *, config: Config) -> None:
-        self._glyphs = Glyphs(jnp.asarray(atlas).mean(axis=0, keepdims=True), jnp.asarray(~mask, jnp.float32))
+        packed = synthesizer.pack(jnp.asarray(atlas).mean(axis=0, keepdims=True))
+        self._glyphs = Glyphs(packed, jnp.asarray(~mask, jnp.float32))
         self._noise, self._config = noise, config.rescore
         unit = config.rescore.stretch * fit.pose_unit(config.captcha, config=config.fit)
         self._settle = jax.jit(functools.partial(settle, unit=unit, steps=config.rescore.steps))
@@ -123,7 +125,7 @@ class Rescorer:
 
     def usual_residual(self, ink: np.ndarray, readings: reading.Readings) -> float:
         """What a drawing leaves of the captchas `[N, H, W]` that are read most surely, the median."""
-        rows = np.argsort(-certainty(readings), kind="stable")[:SURE]
+        rows = np.argsort(-reading.certainty(readings.probabilities), kind="stable")[:SURE]
         labels = readings.probabilities[rows].argmax(axis=-1).astype(np.int32)
         _, residual = self._settled(ink, rows, labels, readings.poses[rows])
         # Drawings that leave nothing at all would make any difference infinite.
@@ -135,7 +137,7 @@ class Rescorer:
         Args:
           usual: from `usual_residual`; the measure of all residuals.
         """
-        unsure = np.flatnonzero(certainty(readings) < self._config.sure)
+        unsure = np.flatnonzero(reading.certainty(readings.probabilities) < self._config.sure)
         if not len(unsure):
             return readings
         believed = reading.Readings(*(part[unsure] for part in readings))
@@ -242,9 +244,14 @@ class Rescorer:
         self, ink: np.ndarray, rows: np.ndarray, labels: np.ndarray, poses: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         nearest, residual = np.empty(poses.shape, np.float32), np.empty(len(poses), np.float32)
-        for part, padded in _batches(len(poses)):
+
+        def settle(batch: tuple[np.ndarray, np.ndarray]) -> None:
+            part, padded = batch
             settled = self._settle(self._glyphs, poses[padded], ink[rows[padded]], labels[padded])
             nearest[part], residual[part] = (np.asarray(x)[: len(part)] for x in settled)
+
+        with futures.ThreadPoolExecutor(backend.programs_at_once()) as programs:
+            list(programs.map(settle, _batches(len(poses))))
         return nearest, residual
 
 
@@ -275,11 +282,6 @@ def _batches(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, count, size):
         part = np.arange(start, min(start + size, count))
         yield part, np.resize(part, size)
-
-
-def certainty(readings: reading.Readings) -> np.ndarray:
-    """Probability `[N]` of the likeliest text of each reading."""
-    return readings.probabilities.max(axis=-1).prod(axis=-1)
 
 
 def _softmax(score: np.ndarray) -> np.ndarray:

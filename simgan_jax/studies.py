@@ -35,7 +35,8 @@ class Arm:
     self_trained: whether self-training on the target follows.
     oracle: no simulator at all, but four fifths of the real labels, for as many steps as the longest route;
     augmented: the oracle's images in several augmented copies, as self-training augments.
-    shifted: whether each captcha is read at five shifts, as the main job does for its answers;
+    shifted: whether captchas that are not read surely are read at four shifts as well, as the main job does for its
+      answers;
     decided: whether what is then not sure is decided by drawing it with the fitted glyphs, which is the main job's end.
     share: of the pool of captchas that the classifier sees; the refiner sees all.
     overrides: `group.field` of the configuration.

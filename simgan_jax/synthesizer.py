@@ -66,9 +66,7 @@ def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.A
         )
         inside = (y.astype(jnp.uint32) < limit) & (x.astype(jnp.uint32) < limit)
         place = page[:, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
-        # Without the barrier XLA moves the gather's reshape through what follows, which then runs unvectorised.
-        taps = jax.lax.optimization_barrier(pixels.at[place].get(mode="promise_in_bounds"))
-        level = _interpolate(taps, _weight(y), _weight(x))
+        level = _interpolate(_look_up(pixels, place), _weight(y), _weight(x))
         scale = 1.0 / (255 << 2 * WEIGHT_BITS)
         return bare * (1.0 - jnp.where(inside, level, 0).astype(jnp.int32).astype(jnp.float32) * scale), None
 
@@ -99,7 +97,7 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
     Gradients reach the atlas and the layout's centre and matrix. A glyph is looked for in S columns about its centre.
 
     Args:
-      atlas: `[K, V, S, S]` in [0, 1].
+      atlas: `[K, V, S, S]` in [0, 1], or the same packed: 8 bits a pixel, no gradient, and one look-up instead of four.
       layout: leaves with a leading `[B, L]`.
     """
     size = atlas.shape[-1]
@@ -107,8 +105,7 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
     corner = jnp.floor(layout.centre[..., 1]) - size // 2
     offset = offset + inverse[..., 1] * corner[..., None]
     rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, size)).astype(np.float32))
-    # Four shifted atlases and one index, not four indices: the index, and in the gradient its scatter, is slow to make.
-    neighbours = [jnp.roll(atlas.reshape(-1), -step) for step in (0, 1, size, size + 1)]
+    look_up = _packed_taps(atlas) if atlas.dtype == jnp.uint32 else _taps(atlas)
     bare = jnp.ones((page.shape[0], height, width))
     for slot in range(page.shape[1]):
         y, x = (
@@ -120,7 +117,7 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
         inside = (y >= 0) & (y < size - 1) & (x >= 0) & (x < size - 1)
         top, left = y.astype(jnp.int32), x.astype(jnp.int32)
         place = page[:, slot, None] + jnp.where(inside, top * size + left, 0)
-        a, b, c, d = (_where(inside, pixels.at[place].get(mode="promise_in_bounds")) for pixels in neighbours)
+        a, b, c, d = (jnp.where(inside, tap, 0.0) for tap in look_up(place))
         fy, fx = y - top, x - left
         upper, lower = a + (b - a) * fx, c + (d - c) * fx
         strip = (upper + (lower - upper) * fy).reshape(-1, height, size)
@@ -129,9 +126,28 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
     return 1.0 - bare
 
 
-def _where(inside: jax.Array, taps: jax.Array) -> jax.Array:
-    # The barrier is for the same reason as in `draw`.
-    return jnp.where(inside, jax.lax.optimization_barrier(taps), 0.0)
+def _taps(atlas: jax.Array) -> Callable[[jax.Array], list[jax.Array]]:
+    """Place in the atlas -> the pixel there, its right, its lower and its lower right neighbour."""
+    size = atlas.shape[-1]
+    # Four shifted atlases and one index, not four indices: the index, and in the gradient its scatter, is slow to make.
+    neighbours = [jnp.roll(atlas.reshape(-1), -step) for step in (0, 1, size, size + 1)]
+    return lambda place: [_look_up(pixels, place) for pixels in neighbours]
+
+
+def _packed_taps(packed: jax.Array) -> Callable[[jax.Array], list[jax.Array]]:
+    """The same of a packed atlas."""
+
+    def taps(place: jax.Array) -> list[jax.Array]:
+        four = _look_up(packed.reshape(-1), place)
+        levels = (((four >> bits) & 0xFF).astype(jnp.int32) for bits in (0, 8, 16, 24))
+        return [level.astype(jnp.float32) * (1.0 / 255.0) for level in levels]
+
+    return taps
+
+
+def _look_up(pixels: jax.Array, place: jax.Array) -> jax.Array:
+    # Without the barrier XLA moves the gather's reshape through what follows, which then runs unvectorised.
+    return jax.lax.optimization_barrier(pixels.at[place].get(mode="promise_in_bounds"))
 
 
 def _placement(corner: jax.Array, size: int, extent: int) -> jax.Array:

@@ -387,8 +387,8 @@ def _read_as(arm: Arm) -> tuple[str, str]:
 
 
 def _read(run: session.Run, arm: Arm, params: classifier.Params) -> reading.Readings:
-    name, shifts = (SHIFTED, pipeline.SHIFTS) if arm.shifted else (ARM, ((0, 0),))
-    return pipeline.read_arm(run, name, params, shifts=shifts)
+    plain = pipeline.read_arm(run, ARM, params)
+    return pipeline.read_arm(run, SHIFTED, params, first=plain) if arm.shifted else plain
 
 
 def _critic_steps(config: Config) -> int:

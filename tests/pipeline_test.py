@@ -90,7 +90,8 @@ def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run,
         (folder / "rescore.final.npz").unlink(missing_ok=True)
         first = reading.Readings(**run.workdir.load("readings.fitted0"))
         atlas = pipeline.last_glyphs(run)
-        read = pipeline.read_arm(run, "again", predictor.load(folder).params, shifts=pipeline.SHIFTS)
+        params = predictor.load(folder).params
+        read = pipeline.read_arm(run, "again", params, first=pipeline.read_arm(run, "plain", params))
         decided = pipeline.rescore_stage(run, "final", read, atlas)
         assert run.workdir.done("rescore/final")
         assert np.abs(decided.probabilities - read.probabilities).max() > 0.01

@@ -39,12 +39,21 @@ def test_batches_are_seamless(params, ink):
     np.testing.assert_allclose(got.poses, poses, atol=1e-4)
 
 
-def test_shifts_are_averaged(params, ink):
-    got = reading.Reader(CAPTCHA, config=NETWORK, batch_size=4)(params, ink, shifts=((0, 0), (1, 0), (0, -2)))
-    parts = [direct(params, np.roll(ink, shift, axis=(1, 2))) for shift in ((0, 0), (1, 0), (0, -2))]
-    np.testing.assert_allclose(got.probabilities, np.mean([p for p, _ in parts], axis=0), atol=1e-5)
+def test_unsure_images_are_averaged_over_shifts(params, ink):
+    reader = reading.Reader(CAPTCHA, config=NETWORK, batch_size=4)
+    first = reader(params, ink)
+    certainty = reading.certainty(first.probabilities)
+    sure = float(np.median(certainty))
+    got = reader.again(params, ink, first, shifts=((1, 0), (0, -2)), sure=sure)
+    parts = [direct(params, np.roll(ink, shift, axis=(1, 2)))[0] for shift in ((0, 0), (1, 0), (0, -2))]
+    unsure = certainty < sure
+    assert unsure.sum() == 3
+    np.testing.assert_allclose(got.probabilities[unsure], np.mean(parts, axis=0)[unsure], atol=1e-5)
+    assert np.abs(got.probabilities[unsure] - first.probabilities[unsure]).max() > 1e-3
+    np.testing.assert_array_equal(got.probabilities[~unsure], first.probabilities[~unsure])
     # Poses are those of the image as it stands.
-    np.testing.assert_allclose(got.poses, parts[0][1], atol=1e-4)
+    np.testing.assert_array_equal(got.poses, first.poses)
+    assert reader.again(params, ink, first, shifts=((1, 0),), sure=0.0) is first
 
 
 def test_answers_by_hand():

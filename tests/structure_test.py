@@ -56,7 +56,7 @@ IMPORTS = {
     "target": {"config", "images"},
     "synthesizer": {"config", "images", "layout", "target"},
     "fit": {"config", "layout", "synthesizer"},
-    "rescore": {"backend", "config", "fit", "reading"},
+    "rescore": {"backend", "config", "fit", "reading", "synthesizer"},
     "state": {"config", "refiner", "discriminator", "history"},
     "steps": {
         *(

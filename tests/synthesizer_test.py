@@ -72,6 +72,26 @@ def test_render_is_the_oracle(atlas, glyph_layout, expected):
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
 
 
+def test_a_packed_atlas_is_rendered_as_its_levels(atlas, glyph_layout):
+    """In value and in slope, on levels that a byte holds."""
+    levels = np.round(atlas * 255.0).astype(np.float32) / np.float32(255.0)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(6, HEIGHT, WIDTH)), jnp.float32)
+
+    @jax.jit
+    def both(cells, centre):
+        def total(centre):
+            drawn = synthesizer.render(cells, glyph_layout._replace(centre=centre), height=HEIGHT, width=WIDTH)
+            return jnp.sum(drawn * weights), drawn
+
+        return jax.grad(total, has_aux=True)(centre)
+
+    slope, drawn = both(synthesizer.pack(jnp.asarray(levels)), glyph_layout.centre)
+    expected_slope, expected_drawn = both(jnp.asarray(levels), glyph_layout.centre)
+    assert np.abs(expected_slope).max() > 1.0
+    np.testing.assert_allclose(drawn, expected_drawn, atol=1e-5)
+    np.testing.assert_allclose(slope, expected_slope, atol=1e-3)
+
+
 def test_draw_is_the_oracle_in_whole_numbers(atlas, glyph_layout, expected):
     packed = synthesizer.pack(jnp.asarray(atlas))
     drawn = jax.jit(functools.partial(synthesizer.draw, height=HEIGHT, width=WIDTH))(packed, glyph_layout)
