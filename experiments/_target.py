@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ def open_run() -> Iterator[Opened]:
             game = _contest(config)
             url = stack.enter_context(contest.serve(game))
             # Each contest has a folder of its own: files that are there already are not asked for again.
-            captchas = workdir.with_name(f"{workdir.name}.challenges") / f"{_USER.value}-{seed}-{_IMAGES.value}"
+            look = hashlib.sha256(repr(game.config).encode()).hexdigest()[:8]
+            folder = f"{_USER.value}-{seed}-{_IMAGES.value}-{look}"
+            captchas = workdir.with_name(f"{workdir.name}.challenges") / folder
             batches = game.size // game.batch_size
             hosts.in_turn(functools.partial(contest_client.download, url, batches, captchas, progress=False))
         run = stack.enter_context(session.open_run(workdir, captchas, config=config, identity=identity, seed=seed))

@@ -8,7 +8,7 @@ from simgan_jax import challenge, parts, workdir
 from simgan_jax.parts import Part
 from simgan_jax.session import checkpoint_folder
 from simgan_jax.studies import Arm
-from simgan_jax.workbench import ARM, DECIDED, SHIFTED, Workbench
+from simgan_jax.workbench import ARM, DECIDED, Workbench
 
 
 def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
@@ -49,7 +49,7 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
             names["adapted"] = 4
     best = workdir.read_json(source / "summary.json")["best"]
     if best in names:
-        plans[names[best]][1]["predict/final"] = f"predict/{SHIFTED}"
+        plans[names[best]][1]["predict/final"] = f"predict/{parts.shifted(config)}"
         if names[best] > 2:
             answer = Arm("", "fitted", "both", training="rounds", self_trained=best == "adapted", decided=True)
             plans.append((parts.of_arm(answer, config), {"rescore/final": f"rescore/{DECIDED}"}))

@@ -57,7 +57,7 @@ def check(rows: Sequence[Mapping[str, float]]) -> None:
     """
     found = messages(rows)
     if found:
-        raise CollapseError("adversarial training collapsed: " + "; ".join(found))
+        raise CollapseError("training collapsed: " + "; ".join(found))
 
 
 def check_ranges(synthetic: np.ndarray, real: np.ndarray) -> None:

@@ -4,6 +4,7 @@ Two kinds behind one interface: the seed's network, and one attention map for ea
 convolutional trunk, which trains many times faster.
 """
 
+import math
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -83,7 +84,7 @@ class _SlotClassifier(nn.Module):
         x = _space_to_depth(images)
         for i, features in enumerate(config.widths):
             y = Conv(features, (3, 3), use_bias=False)(x)
-            y = nn.relu(GroupNorm(min(features, 16))(y))
+            y = nn.relu(GroupNorm(features if features <= 16 else math.gcd(features, 16))(y))
             x = x + y if x.shape == y.shape else y
             if i == 0:
                 x = _max_pool(x)

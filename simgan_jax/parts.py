@@ -68,6 +68,16 @@ def of_arm(arm: Arm, config: Config) -> Part:
     return base
 
 
+def shifted(config: Config) -> str:
+    """The name of what is read at shifts too, in the folder of the part that was read: which captchas depends on it."""
+    return f"shifted-{config.rescore.sure:g}"
+
+
+def measure(simulator: str, config: Config) -> str:
+    """The stage, in the folder of a refiner, that measures it by the reader of its simulator's raw captchas."""
+    return f"measure/{folder(classifier(simulator, 'raw', 1.0, config), config=config).rpartition('-')[2]}"
+
+
 def closure(part: Part) -> list[Part]:
     """A part and all that it builds on; what two of them need stands twice."""
     return [part] + [piece for need in part.needs for piece in closure(need)]

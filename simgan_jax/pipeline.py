@@ -162,6 +162,7 @@ def classify_stage(
         total=total,
         checkpoint_every=settings.checkpoint_every,
         log_every=settings.log_every,
+        watch=alarms.check,
     )
     return trained.average
 
@@ -238,6 +239,7 @@ def adapt_stage(
         total=settings.steps,
         checkpoint_every=run.config.classify.checkpoint_every,
         log_every=run.config.classify.log_every,
+        watch=alarms.check,
     )
     return trained.average
 

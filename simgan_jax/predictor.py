@@ -49,6 +49,8 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     """
     folder = pathlib.Path(path)
     config = workdir.config_from(workdir.read_json(folder / workdir.CONFIG_FILE)["config"])
+    if not (folder / "summary.json").exists():
+        raise workdir.WorkdirError(f"{folder}: its run has not ended: run it again, and it goes on where it stopped")
     best = workdir.read_json(folder / "summary.json")["best"]
     scene = session.scene_from(workdir.load_arrays(folder / "scene.npz"))
     if best == "adapted":

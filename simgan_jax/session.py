@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 import time
@@ -15,6 +16,8 @@ from simgan_jax import challenge, checkpoints, devices, hosts, metrics, target, 
 from simgan_jax.config import Config
 from simgan_jax.workdir import Workdir, WorkdirError
 
+# Images that are looked at at a time for their digest.
+DIGESTED = 1000
 # Streams of the run's key: one for each use, so that no stage moves when another changes.
 STREAMS = ("pool", "gan", "pretrain", "refine", "classifier", "classify", "fitted", "adapt", "rescore", "latents")
 
@@ -74,21 +77,32 @@ def open_run(
     """
     start = time.monotonic()
     seen = hosts.agreed(lambda: read_target(captchas, config=config))
+    digest = _digest(seen)
     with (
         Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
         hosts.agreed(lambda: _writer(workdir.path)) as writer,
     ):
         if workdir.done("target"):
             before = workdir.load("scene")["background"], workdir.facts("target")["images"]
-            if before[1] != len(seen.ink) or not np.array_equal(before[0], seen.scene.background):
+            # Runs from before there was a digest go on without.
+            same = workdir.facts("target").get("digest", digest) == digest
+            if not same or before[1] != len(seen.ink) or not np.array_equal(before[0], seen.scene.background):
                 raise WorkdirError(
                     f"workdir {workdir.path}: {captchas} held other captchas when this run began ({before[1]} then, "
                     f"{len(seen.ink)} now): restore them, or choose another --workdir"
                 )
         else:
             workdir.save("scene", **scene_arrays(seen.scene))
-            workdir.finish("target", time.monotonic() - start, images=len(seen.ink))
+            workdir.finish("target", time.monotonic() - start, images=len(seen.ink), digest=digest)
         yield Run(config, workdir, writer, stream_keys(seed), seen)
+
+
+def _digest(seen: Target) -> str:
+    """Of names and pixels in their order, in which readings are kept."""
+    found = hashlib.sha256("\n".join(seen.names).encode())
+    for start in range(0, len(seen.gray), DIGESTED):
+        found.update(seen.gray[start : start + DIGESTED].tobytes())
+    return found.hexdigest()[:16]
 
 
 def _writer(folder: pathlib.Path) -> metrics.MetricsWriter:
@@ -111,6 +125,12 @@ def checkpoint_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
     return workdir / "checkpoints" / stage.replace("/", "-")
 
 
+def _rows_until(folder: pathlib.Path, stage: str, done: int) -> list[dict[str, float]]:
+    """The metrics that a stage logged in its first `done` steps."""
+    logged = [row for row in metrics.read_metrics(folder) if row["stage"] == stage and row["step"] <= done]
+    return [{name: value for name, value in row.items() if name not in metrics.RESERVED} for row in logged]
+
+
 def train_stage(
     run: Run,
     stage: str,
@@ -126,8 +146,10 @@ def train_stage(
 ) -> Any:
     """Trains to `total` steps from the stage's last checkpoint, or from `start()`; returns the final state.
 
+    A checkpoint is written with the first row of every `checkpoint_every` steps, a row every `log_every`.
+
     Several processes train together, each batch divided over the devices of all, and each returns the whole state.
-    `watch` sees the stage's metric rows after each new one and may raise.
+    `watch` sees the stage's metric rows, those of earlier processes as well, after each new one and may raise.
     """
     begin = time.monotonic()
     current = start()
@@ -139,17 +161,19 @@ def train_stage(
         if done >= total and run.workdir.done(stage):
             return devices.collect(current)
         run.writer.resume(stage, done)
-        rows: list[dict[str, float]] = []
+        rows, last = _rows_until(run.workdir.path, stage, done), done
         with metrics.progress(stage, total, initial=done) as bar:
 
             def log(step: int, current: Any, values: dict[str, float]) -> None:
+                nonlocal last
                 rows.append(values)
                 run.writer.write(stage, step, values)
                 bar.update(step - bar.n)
                 if watch is not None:
                     watch(rows)
-                if step % checkpoint_every == 0 and step < total:
+                if step // checkpoint_every > last // checkpoint_every and step < total:
                     saved.save(step, current)
+                last = step
 
             current = train.fit(current, key, step_fn, data, steps=total, chunk=log_every, hooks=[log])
         saved.save(total, current)

@@ -25,9 +25,11 @@ from simgan_jax import (
     synthesizer,
     target,
 )
-from simgan_jax.config import ClassifyConfig, Config
+from simgan_jax.config import ClassifyConfig, Config, ConfigError
 
 DRAW_BATCH = 500
+# Attempts at each captcha, until which a law with rejection must have drawn half of them.
+ATTEMPTS = 50
 
 
 class Simulator(NamedTuple):
@@ -79,9 +81,14 @@ def draw_pool(
     """`count` labelled captchas; number i depends on the key and i alone. The key is consumed.
 
     Under a law with rejection, an image is its key's first attempt that passes (`layout.separated`).
+
+    Raises:
+      ConfigError: hardly any attempt passes.
     """
     draw = jax.jit(lambda keys, atlas: synthesizer.synthesize(keys, atlas, scene, law=simulator.law, config=config))
-    passes = jax.jit(lambda ink: layout.separated(ink.astype(jnp.float32) / 255.0, length=config.captcha.length))
+    # A binary image shows the lines of the contest as ink, which the notebook's rule is not about.
+    shown = 1.0 if config.target.representation == "soft" else jnp.asarray(~scene.mask, jnp.float32)[None]
+    passes = jax.jit(lambda ink: layout.separated(ink * shown / 255.0, length=config.captcha.length))
     packed = jax.jit(synthesizer.pack)(simulator.atlas)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
     height, width, length = config.captcha.height, config.captcha.width, config.captcha.length
@@ -105,6 +112,11 @@ def draw_pool(
                 places = jnp.where(good, places, count)
             pool = put(pool, places, classify.Pool(*drawn))
         open_rows, attempt = np.concatenate(rest) if rest else open_rows[:0], attempt + 1
+        if attempt == ATTEMPTS and len(open_rows) > count / 2:
+            raise ConfigError(
+                f"config.synthesizer.law={config.synthesizer.law!r}: {ATTEMPTS} attempts at each captcha and most show "
+                f"no {length} separate characters: choose law 'wide', or another height, width or length"
+            )
     return pool
 
 

@@ -18,8 +18,8 @@ from simgan_jax import backend, blocks, classify, devices, discriminator, histor
 from simgan_jax.config import Config, RefineConfig
 from simgan_jax.state import NetState, SimGANState, optimizer
 
-# Folded into the key of a step.
-LATENT_STREAM = 1
+# Folded into the key of a step; far from the numbers of its parts, which are folded in alike.
+LATENT_STREAM = 1000
 Metrics = dict[str, jax.Array]
 LabelLoss = Callable[[jax.Array, jax.Array], jax.Array]
 

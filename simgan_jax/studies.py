@@ -110,7 +110,15 @@ def only(study: Study, names: Sequence[str]) -> Study:
 
 
 def arm_config(arm: Arm, config: Config) -> Config:
-    """The configuration of an arm: the synthesizer of its simulator with the pool of `config`, and its overrides."""
+    """The configuration of an arm: the synthesizer of its simulator with the pool of `config`, and its overrides.
+
+    Raises:
+      ConfigError: a value that cannot work, or not with this arm.
+    """
+    if arm.simulator == "fitted" and not arm.oracle and not config.fit.rounds:
+        raise ConfigError(f"config.fit.rounds=0: arm {arm.name!r} needs at least one, or choose other --arms")
+    if arm.decided and not config.rescore.rounds:
+        raise ConfigError(f"config.rescore.rounds=0: arm {arm.name!r} needs at least one, or choose other --arms")
     if arm.simulator == "seed":
         synthesizer = dataclasses.replace(presets.SEED.synthesizer, pool=config.synthesizer.pool)
         config = dataclasses.replace(config, synthesizer=synthesizer)

@@ -1,4 +1,6 @@
-"""Tables of a study: arms by rows, seeds pooled honestly. Pure NumPy.
+"""Tables of a study: arms by rows, seeds pooled. Pure NumPy.
+
+Seeds do not make N larger where a share has an interval; the paired test takes the pairs of all seeds as independent.
 
 Symbols: `N` labelled captchas, the same for every arm and seed. Shares are fractions in [0, 1].
 """

@@ -36,11 +36,11 @@ from simgan_jax import (
     studies,
     workdir,
 )
-from simgan_jax.config import CaptchaConfig, Config, ConfigError, TargetConfig
+from simgan_jax.config import CaptchaConfig, Config, TargetConfig
 from simgan_jax.parts import BASE, READER, ROUTE, Part
 from simgan_jax.studies import Arm
 
-ARM, SHIFTED, DECIDED = "arm", "shifted", "final"
+ARM, DECIDED = "arm", "final"
 MEASURED = 1000
 SHEET = 20
 AUGMENTED_COPIES = 10
@@ -127,7 +127,7 @@ class Workbench:
 
     def _readings(self, arm: Arm, config: Config) -> reading.Readings:
         """What an arm read, trained first unless that is done; raises CollapseError also if it collapsed before."""
-        part, (stage, name) = parts.of_arm(arm, config), _read_as(arm)
+        part, (stage, name) = parts.of_arm(arm, config), _read_as(arm, config)
         if (found := self._facts(part, config, "collapsed")) is not None:
             raise alarms.CollapseError(found["message"])
         if self._facts(part, config, stage) is None:
@@ -176,8 +176,6 @@ class Workbench:
 
     def _rounds(self, config: Config) -> pipeline.Round:
         """The rounds of fitting, to the end; the last one."""
-        if config.fit.rounds == 0:
-            raise ConfigError("config.fit.rounds=0: arms of the fitted simulator need at least one round")
         _, raw = self._classifier("wide", "raw", 1.0, config)
         params, refined = self._classifier("wide", "refined", 1.0, config)
         belief = pipeline.mean_readings(raw, refined)
@@ -255,7 +253,7 @@ class Workbench:
     def _measure(self, arm: Arm, config: Config) -> dict[str, float]:
         """What the arm's refiner does to captchas that neither it nor the independent reader has seen."""
         part = parts.refiner(arm.simulator, config)
-        known = self._facts(part, config, "measure")
+        known = self._facts(part, config, stage := parts.measure(arm.simulator, config))
         if known is not None:
             return _numbers(known)
         begin = time.monotonic()
@@ -280,7 +278,7 @@ class Workbench:
             picture = grids.refinement(simulated[: figures.SHOWN], refined[: figures.SHOWN], real[: figures.SHOWN])
             atomic.write_bytes(run.workdir.path / "picture.png", grids.png(picture))
             self._write_sheet(run.workdir.path, real, refined)
-            run.workdir.finish("measure", time.monotonic() - begin, **rows)
+            run.workdir.finish(stage, time.monotonic() - begin, **rows)
         return rows
 
     def _critic(self, simulator: str, config: Config, real: np.ndarray, simulated: np.ndarray) -> float:
@@ -362,7 +360,7 @@ class Workbench:
         return Answer(texts, believed, own, whole, measured, self._folder(part, config), collapsed)
 
     def _seconds(self, part: Part, config: Config) -> float:
-        return float(sum(row["seconds"] for row in self._stages(part, config) if row["stage"] != "measure"))
+        return float(sum(row["seconds"] for row in self._stages(part, config) if "measure" not in row["stage"]))
 
 
 def _restore(run: session.Run, arm: Arm) -> classifier.Params:
@@ -378,17 +376,17 @@ def _restore(run: session.Run, arm: Arm) -> classifier.Params:
     return pipeline.classify_stage(run, ARM, nothing, some, total=config.classify.steps)
 
 
-def _read_as(arm: Arm) -> tuple[str, str]:
+def _read_as(arm: Arm, config: Config) -> tuple[str, str]:
     """The stage that ends an arm, and the file of its readings."""
     if arm.decided:
         return f"rescore/{DECIDED}", f"readings.rescored.{DECIDED}"
-    name = SHIFTED if arm.shifted else ARM
+    name = parts.shifted(config) if arm.shifted else ARM
     return f"predict/{name}", f"readings.{name}"
 
 
 def _read(run: session.Run, arm: Arm, params: classifier.Params) -> reading.Readings:
     plain = pipeline.read_arm(run, ARM, params)
-    return pipeline.read_arm(run, SHIFTED, params, first=plain) if arm.shifted else plain
+    return pipeline.read_arm(run, parts.shifted(run.config), params, first=plain) if arm.shifted else plain
 
 
 def _critic_steps(config: Config) -> int:

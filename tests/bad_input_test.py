@@ -187,6 +187,12 @@ def test_predict_needs_a_finished_run(refused, tmp_path):
     assert str(tmp_path / "config.json") in line and "missing" in line
 
 
+def test_predict_of_a_run_that_was_stopped(copied_run, refused):
+    (copied_run / "summary.json").unlink()
+    line = refused(f"--workdir={copied_run}", f"--images={copied_run}", module="experiments.predict")
+    assert f"{copied_run}: its run has not ended: run it again" in line
+
+
 @pytest.fixture
 def copied_run(small_run, tmp_path):
     """A copy of a finished run that a test may spoil."""
@@ -215,6 +221,10 @@ def test_target_that_changed_since(small_run, copied_run, refused):
     file.write_text(json.dumps({"images": whole["images"][:50]}))
     line = refused(*small_run.flags, f"--workdir={copied_run}")
     assert "held other captchas when this run began (60 then, 50 now)" in line
+    # As many, and the same background, but what was read of one would be said of another.
+    whole["images"].reverse()
+    file.write_text(json.dumps(whole))
+    assert "held other captchas" in refused(*small_run.flags, f"--workdir={copied_run}")
 
 
 def test_full_disk_at_a_checkpoint(small_run, copied_run, refused, run_script):

@@ -50,6 +50,12 @@ def test_one_interface(kind):
     assert (reading.logits.shape, reading.poses.shape) == ((2, 4, 36), (2, 4, 3))
 
 
+@pytest.mark.parametrize("widths", [(7, 24), (40, 100)])
+def test_slots_of_any_width(widths):
+    """Groups of 16 channels, or as many of them as divide the width."""
+    assert len(shapes(TINY, ClassifierConfig(widths=widths, hidden=16))) > 0
+
+
 def test_slots_parameters_by_hand():
     # Space to depth: 8x16 of 4 channels; convolution without bias and its norm, pool to 4x8, the same again.
     trunk = (9 * 4 * 8 + 16) + (9 * 8 * 8 + 16)

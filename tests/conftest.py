@@ -101,4 +101,5 @@ def small_run(
             done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
             ended.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]), encoding="utf-8")
     done = subprocess.CompletedProcess(*json.loads(ended.read_text(encoding="utf-8")))
-    return SmallRun(workdir, SMALL_FLAGS, folder / "small.challenges" / "alice-0-60", done)
+    (challenges,) = (folder / "small.challenges").iterdir()
+    return SmallRun(workdir, SMALL_FLAGS, challenges, done)

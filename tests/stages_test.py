@@ -10,10 +10,12 @@ from simgan_jax.config import (
     CaptchaConfig,
     ClassifierConfig,
     Config,
+    ConfigError,
     FitConfig,
     RefineConfig,
     RefinerConfig,
     SynthesizerConfig,
+    TargetConfig,
 )
 
 CONFIG = Config(
@@ -43,6 +45,25 @@ def test_a_captcha_depends_on_its_number_alone(config):
         assert bool(layout.separated(many.ink / 255.0, length=4).all())
     other = stages.draw_pool(jax.random.key(4), simulator, SCENE, count=5, config=config)
     assert not np.array_equal(other.ink, few.ink)
+
+
+def test_lines_of_a_binary_scene_are_no_characters():
+    """Every column is crossed by one, so that no image would show separate runs."""
+    lines = np.zeros((24, 48), bool)
+    lines[20:22] = True
+    config = dataclasses.replace(SEED_LAW, target=TargetConfig(representation="binary"))
+    scene = dataclasses.replace(SCENE, mask=lines)
+    pool = stages.draw_pool(jax.random.key(3), stages.configured_simulator(config), scene, count=5, config=config)
+    ink = np.asarray(pool.ink)
+    assert (ink[:, lines] == 255).all()
+    assert bool(layout.separated(jnp.asarray(np.where(lines, 0, ink)) / 255.0, length=4).all())
+
+
+def test_a_law_that_rejects_nearly_all_is_refused():
+    """More characters than fit."""
+    config = dataclasses.replace(SEED_LAW, captcha=CaptchaConfig(height=24, width=48, length=7, alphabet="abc3"))
+    with pytest.raises(ConfigError, match="law='seed': 50 attempts .* no 7 separate characters: choose law 'wide'"):
+        stages.draw_pool(jax.random.key(3), stages.configured_simulator(config), SCENE, count=5, config=config)
 
 
 def test_rows_are_put_in_place_and_others_left_out():

@@ -138,6 +138,23 @@ def test_deciding_goes_on_from_the_same_readings():
     assert folder(parts.of_arm, base) != folder(parts.of_arm, base, **{"rescore.texts": 7})
 
 
+def test_what_is_read_at_shifts_depends_on_what_is_sure():
+    assert parts.shifted(presets.CPU) != parts.shifted(presets.override(presets.CPU, {"rescore.sure": 0.9}))
+
+
+def test_a_refiner_is_measured_by_the_reader_of_the_configuration():
+    other = presets.override(presets.CPU, {"classify.steps": 7})
+    assert parts.measure("wide", presets.CPU) != parts.measure("wide", other)
+    assert parts.measure("wide", presets.CPU) != parts.measure("seed", presets.CPU)
+
+
+@pytest.mark.parametrize("field", ["fit.rounds", "rescore.rounds"])
+def test_an_arm_that_a_configuration_has_no_rounds_for_is_refused(field):
+    arm = Arm("last", "fitted", "both", training="rounds", decided=True)
+    with pytest.raises(ConfigError, match=f"config.{field}=0: arm 'last' needs at least one"):
+        studies.arm_config(arm, presets.override(presets.CPU, {field: 0}))
+
+
 def test_fitted_arms_build_on_the_rounds():
     arm = Arm("a", "fitted", "refined")
     kinds = [part.kind for part in parts.closure(parts.of_arm(arm, presets.CPU))]
