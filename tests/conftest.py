@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ os.environ.update(
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     XLA_PYTHON_CLIENT_PREALLOCATE="false",
 )
+# XLA takes longer to optimise programs as small as these than they take to run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Scripts compile what other scripts and tests compiled before them: a smoke run takes a third as long with the
 # cache of another. It lives as long as the session, so no test sees what an earlier session left.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -32,6 +34,18 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Their subject is what XLA makes of sums and roundings: they test the programs that users run.
+OPTIMISED = ("images_test", "layout_test", "stages_test", "synthesizer_test", "target_test")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimisation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The modules named in `OPTIMISED` have XLA's optimisations, the others and all scripts do without."""
+    usual = jax.config.read("jax_disable_most_optimizations")
+    if request.module.__name__.rpartition(".")[2] in OPTIMISED:
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", usual)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_lines_of_a_binary_scene_are_no_characters():
     """Every column is crossed by one, so that no image would show separate runs."""
     lines = np.zeros((24, 48), bool)
     lines[20:22] = True
-    config = dataclasses.replace(SEED_LAW, target=TargetConfig(representation="binary"))
+    config = dataclasses.replace(SEED_LAW, target=TargetConfig(representation="binary", threshold=130))
     scene = dataclasses.replace(SCENE, mask=lines)
     pool = stages.draw_pool(jax.random.key(3), stages.configured_simulator(config), scene, count=5, config=config)
     ink = np.asarray(pool.ink)

@@ -21,6 +21,10 @@ def test_every_arm_has_a_configuration(name, preset):
     study = studies.study(name, config=config)
     assert study.name == name and study.question.endswith("?")
     for arm in study.arms:
+        if arm.simulator == "fitted" and not config.fit.rounds:
+            with pytest.raises(ConfigError, match=f"arm {arm.name!r} needs at least one"):
+                studies.arm_config(arm, config)
+            continue
         own = studies.arm_config(arm, config)
         assert own.synthesizer.law == ("seed" if arm.simulator == "seed" else "wide")
         assert own.synthesizer.pool == config.synthesizer.pool
