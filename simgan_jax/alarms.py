@@ -16,7 +16,7 @@ RANGE_TOLERANCE = 0.2
 
 
 class CollapseError(RuntimeError):
-    """The adversarial training broke down, or would; the message says how and what to change."""
+    """A training broke down, or would; the message says how and what to change."""
 
 
 def messages(rows: Sequence[Mapping[str, float]]) -> list[str]:
