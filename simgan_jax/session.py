@@ -89,7 +89,7 @@ def open_run(
             if not same or before[1] != len(seen.ink) or not np.array_equal(before[0], seen.scene.background):
                 raise WorkdirError(
                     f"workdir {workdir.path}: {captchas} held other captchas when this run began ({before[1]} then, "
-                    f"{len(seen.ink)} now): restore them, or choose another --workdir"
+                    f"{len(seen.ink)} now), or these under other names: restore them, or choose another --workdir"
                 )
         else:
             workdir.save("scene", **scene_arrays(seen.scene))

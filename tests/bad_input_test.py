@@ -224,7 +224,7 @@ def test_target_that_changed_since(small_run, copied_run, refused):
     # As many, and the same background, but what was read of one would be said of another.
     whole["images"].reverse()
     file.write_text(json.dumps(whole))
-    assert "held other captchas" in refused(*small_run.flags, f"--workdir={copied_run}")
+    assert "(60 then, 60 now), or these under other names" in refused(*small_run.flags, f"--workdir={copied_run}")
 
 
 def test_full_disk_at_a_checkpoint(small_run, copied_run, refused, run_script):

@@ -53,7 +53,8 @@ def test_one_interface(kind):
 @pytest.mark.parametrize("widths", [(7, 24), (40, 100)])
 def test_slots_of_any_width(widths):
     """Groups of 16 channels, or as many of them as divide the width."""
-    assert len(shapes(TINY, ClassifierConfig(widths=widths, hidden=16))) > 0
+    found = shapes(TINY, ClassifierConfig(widths=widths, hidden=16))
+    assert [found[f"['GroupNorm_{i}']['scale']"] for i in (0, 1)] == [(width,) for width in widths]
 
 
 def test_slots_parameters_by_hand():

@@ -35,7 +35,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Their subject is what XLA makes of sums and roundings: they test the programs that users run.
-OPTIMISED = ("images_test", "layout_test", "stages_test", "synthesizer_test", "target_test")
+OPTIMISED = ("images_test", "layout_test", "stages_test", "synthesizer_test", "target_test", "train_test")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -66,6 +66,15 @@ def test_a_simulator_of_another_range_is_refused_before_it_is_trained_on(reopene
         assert not run.workdir.done("pretrain/refiner")
 
 
+def test_a_classifier_that_breaks_down_ends_the_run(reopened):
+    with reopened("classify/refined") as run:
+        pool = pipeline.simulated_pool(run)
+        run.config = dataclasses.replace(run.config, classify=dataclasses.replace(run.config.classify, lr=1e30))
+        with pytest.raises(alarms.CollapseError, match="^training collapsed: .* is (nan|inf): lower the learning"):
+            pipeline.classify_stage(run, "broken", pool, None, total=4)
+        assert not run.workdir.done("classify/broken")
+
+
 def test_glyphs_of_a_fit_that_failed_decide_nothing(reopened):
     """Where an arm from before the fit is believed more, what the fitted one read is learned as it stands."""
     with reopened("rescore/fitted") as run:
