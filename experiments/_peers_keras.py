@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import keras
 from keras import layers, ops
 
+from simgan_jax.classifier import group_size
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, Config, DiscriminatorConfig, RefinerConfig
 
 Weights = Mapping[str, Any]
@@ -77,7 +78,7 @@ def classifier(captcha: CaptchaConfig, config: ClassifierConfig) -> keras.Model:
     x = ops.reshape(x, (-1, rows, columns, 4))
     for i, width in enumerate(config.widths):
         y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"Conv_{i}")(x)
-        groups = width // min(width, 16)
+        groups = width // group_size(width)
         y = ops.relu(layers.GroupNormalization(groups, epsilon=1e-6, name=f"GroupNorm_{i}")(y))
         x = x + y if x.shape == y.shape else y
         if i == 0:

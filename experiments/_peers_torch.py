@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from simgan_jax.classifier import group_size
 from simgan_jax.config import CaptchaConfig, ClassifierConfig, Config, DiscriminatorConfig, RefinerConfig
 
 Weights = Mapping[str, Any]
@@ -124,7 +125,7 @@ class SlotClassifier(nn.Module):
         widths, hidden = config.widths, config.hidden
         trunk = [Conv(i, o, 3, bias=False) for i, o in zip((4, *widths), widths, strict=False)]
         self.convs = nn.ModuleList([*trunk, Conv(widths[-1], captcha.length, 1)])
-        self.norms = nn.ModuleList([nn.GroupNorm(width // min(width, 16), width, eps=1e-6) for width in widths])
+        self.norms = nn.ModuleList([nn.GroupNorm(width // group_size(width), width, eps=1e-6) for width in widths])
         rows, columns = math.ceil(captcha.height / 4), math.ceil(captcha.width / 4)
         self.position = nn.Parameter(torch.zeros(rows, columns, captcha.length))
         self.dense = nn.ModuleList(

@@ -23,11 +23,12 @@ BATCH = 1000
 
 
 class Opened(NamedTuple):
-    """A run, what makes it this run and no other, and the address of its contest if the target is embedded."""
+    """A run, what makes it this run and no other, and, if the target is embedded, its contest's address and size."""
 
     run: session.Run
     identity: dict[str, Any]
     url: str | None
+    size: int
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def open_run() -> Iterator[Opened]:
             batches = game.size // game.batch_size
             hosts.in_turn(functools.partial(contest_client.download, url, batches, captchas, progress=False))
         run = stack.enter_context(session.open_run(workdir, captchas, config=config, identity=identity, seed=seed))
-        yield Opened(run, identity, url)
+        yield Opened(run, identity, url, _IMAGES.value)
 
 
 def _contest(config: Config) -> contest.Contest:

@@ -23,16 +23,21 @@ _TARGET = flags.DEFINE_string("target", None, "Folder of captchas.", required=Tr
 _LABELS = flags.DEFINE_string("labels", None, "CSV with name,label, opened when all arms are trained.", required=True)
 _RUNS = flags.DEFINE_list("runs", [], "Workdirs of finished experiments.run on this target, not to be trained again.")
 _OUT = flags.DEFINE_string("out", None, "Also write the numbers to this JSON file.")
-PLACES = {"target": "DIR", "labels": "CSV", "workdir": "DIR", "runs": "DIR,..."}
+# What stands for a place of this machine in the command that a result tells; nothing for what does not change it.
+PLACES = {"target": "DIR", "labels": "CSV", "workdir": "DIR", "runs": "DIR,...", "out": "", "compilation_cache": ""}
 
 
 def command() -> str:
     """The command line without the places of this machine."""
-    words = []
-    for word in sys.argv[1:]:
-        name = word.lstrip("-").partition("=")[0]
-        if name not in ("out", "compilation_cache"):
-            words.append(f"--{name}={PLACES[name]}" if name in PLACES else word)
+    words, arguments = [], iter(sys.argv[1:])
+    for word in arguments:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if name in PLACES:
+            if not equals:
+                # The place is a word of its own.
+                next(arguments, None)
+            word = f"--{name}={PLACES[name]}" if PLACES[name] else ""
+        words += [word] if word else []
     return " ".join(["python -m experiments.ablate", *words])
 
 

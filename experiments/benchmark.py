@@ -29,7 +29,11 @@ _MARKDOWN = flags.DEFINE_string("markdown", None, "Folder of JSON files whose ta
 def main() -> int:
     if _MARKDOWN.value is not None:
         files = sorted(pathlib.Path(_MARKDOWN.value).glob("*.json"))
-        print(benchmark_tables.markdown({file.name: workdir.read_json(file) for file in files}), end="")
+        contents = {file.name: workdir.read_json(file) for file in files}
+        for name, content in contents.items():
+            if "suite" not in content:
+                raise config.ConfigError(f"--markdown={_MARKDOWN.value}: {name} is of no benchmark: give their folder")
+        print(benchmark_tables.markdown(contents), end="")
         return 0
     if _SUITE.value is None or _OUT.value is None:
         raise config.ConfigError("--suite and --out: give both, or --markdown")

@@ -4,8 +4,8 @@
 
 Keys: n, exact, exact_low, exact_high (95 % Wilson interval), per_char, per_slot, confusions; also calibration and
 coverage (accuracy of the most confident 90, 95 and 99 %). Shares are fractions of 1. Labels are CSV with the columns
-name and label; with a column batch, --batches scores some of them. Nothing else in the project reads labels, so
-nothing that trains can. Exits 2 with one line if something is wrong.
+name and label; with a column batch, --batches scores some of them. Besides this only `experiments.ablate` reads
+labels: after its arms are trained, and to train its oracle. Exits 2 with one line if something is wrong.
 """
 
 import json

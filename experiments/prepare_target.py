@@ -19,7 +19,7 @@ from simgan_jax import atomic, figures, grids
 
 
 def main() -> int:
-    with _target.open_run() as (run, _, _):
+    with _target.open_run() as (run, *_):
         scene = run.target.scene
         picture = run.workdir.path / "target.png"
         atomic.write_bytes(picture, grids.png(figures.target_picture(run)))

@@ -17,7 +17,7 @@ from simgan_jax import pipeline
 
 
 def main() -> int:
-    with _target.open_run() as (run, _, _):
+    with _target.open_run() as (run, *_):
         pipeline.pretrain_stages(run, pipeline.simulated_pool(run))
         _target.print_last_metrics(run, "pretrain/refiner", "pretrain/discriminator")
     return 0

@@ -22,7 +22,7 @@ from simgan_jax import contest_client, pipeline
 
 
 def main() -> int:
-    with _target.open_run() as (run, identity, url):
+    with _target.open_run() as (run, identity, url, size):
         folder = run.workdir.path
         if run.workdir.done("report"):
             print(f"{folder}: complete, nothing to do; see {folder / 'report.html'}")
@@ -31,7 +31,7 @@ def main() -> int:
             print(json.dumps({key: summary[key] for key in ("images", "best", "estimate", "seconds")}))
         if url is None:
             return 0
-        answer = contest_client.submit(url, folder / "solutions.json")
+        answer = contest_client.submit(url, folder / "solutions.json", limit=size)
         print(json.dumps({"contest": answer}))
         return 0 if answer["passed"] else 1
 

@@ -14,6 +14,9 @@ from absl import app, flags
 from simgan_jax import challenge, contest_client
 
 _URL = flags.DEFINE_string("url", None, "Address of a user's contest, http://HOST/u/USER.", required=True)
+_LIMIT = flags.DEFINE_integer(
+    "limit", contest_client.MAX_SOLUTIONS, "Most answers that the contest takes at once.", lower_bound=1
+)
 _SOLUTIONS = flags.DEFINE_string("solutions", None, "File solutions.json that a run wrote.", required=True)
 
 
@@ -22,7 +25,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
-        answer = contest_client.submit(_URL.value, _SOLUTIONS.value)
+        answer = contest_client.submit(_URL.value, _SOLUTIONS.value, limit=_LIMIT.value)
     except challenge.ChallengeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ def main() -> int:
     arms = pipeline.arm_names(_flags.chosen_config())
     if _ARM.value not in arms:
         raise ConfigError(f"--arm={_ARM.value}: this configuration has {', '.join(arms)}")
-    with _target.open_run() as (run, _, _):
+    with _target.open_run() as (run, *_):
         for arm in pipeline.train_arms(run):
             facts = run.workdir.facts(f"predict/{arm.name}")
             shown = {key: facts[key] for key in ("images", "confidence", "estimate")}

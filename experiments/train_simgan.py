@@ -18,7 +18,7 @@ from simgan_jax import atomic, figures, grids, pipeline, stages
 
 
 def main() -> int:
-    with _target.open_run() as (run, _, _):
+    with _target.open_run() as (run, *_):
         pool = pipeline.simulated_pool(run)
         reader = pipeline.first_classifier(run, pool) if run.config.refine.lambda_label else None
         params = pipeline.refine_stages(run, pool, reader)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import itertools
 import os
@@ -72,9 +71,9 @@ def run(
       AblationError: labels that do not fit the target.
     """
     read_target = _target_reader(captchas)
-    names = read_target(config.captcha, config.target).names
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    with workdir.Workdir(path, {"target": str(captchas), "captchas": len(names), "names": digest}) as place:
+    seen = read_target(config.captcha, config.target)
+    names, digest = seen.names, session.digest_of(seen)
+    with workdir.Workdir(path, {"target": str(captchas), "captchas": len(names), "digest": digest}) as place:
         for arm in study.arms:
             studies.arm_config(arm, config)
         answers: Answers = {arm.name: [] for arm in study.arms}
@@ -96,8 +95,8 @@ def run(
         truth = read_labels()
         labelled = _labelled(names, truth, config)
         held_out = np.asarray(studies.held_out(labelled))
-        seen = [name for name, held in zip(labelled, held_out, strict=True) if not held]
-        each(True, lambda work, arm: work.oracle(arm, config, truth, seen))
+        known = [name for name, held in zip(labelled, held_out, strict=True) if not held]
+        each(True, lambda work, arm: work.oracle(arm, config, truth, known))
         outcomes = {
             arm.name: [_outcome(answer, names, labelled, truth, held_out, arm) for answer in answers[arm.name]]
             for arm in study.arms
@@ -170,11 +169,12 @@ def _result(
     seeds: Sequence[int],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    rows, before = [], None
-    for arm in study.arms:
-        row = tables.row(arm.name, outcomes[arm.name], held_out, before=before, oracle=arm.oracle)
+    rows: list[dict[str, Any]] = []
+    for above, arm in zip((None, *study.arms), study.arms, strict=False):
+        before = None if above is None else (above.name, outcomes[above.name])
+        after = above is not None and above.oracle
+        row = tables.row(arm.name, outcomes[arm.name], held_out, before=before, oracle=arm.oracle, after_oracle=after)
         rows.append(row | {"recipe": dataclasses.asdict(arm)})
-        before = (arm.name, outcomes[arm.name])
     return {
         "study": study.name,
         "question": study.question,

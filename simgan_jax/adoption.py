@@ -4,11 +4,12 @@ import os
 import pathlib
 import shutil
 
-from simgan_jax import challenge, parts, workdir
+from simgan_jax import parts, workdir
 from simgan_jax.parts import Part
-from simgan_jax.session import checkpoint_folder
+from simgan_jax.readers import ARM, DECIDED
+from simgan_jax.session import checkpoint_folder, digest_of
 from simgan_jax.studies import Arm
-from simgan_jax.workbench import ARM, DECIDED, Workbench
+from simgan_jax.workbench import Workbench
 
 
 def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
@@ -27,6 +28,11 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
     if identity["seed"] != bench.seed:
         return False
     config = workdir.config_from(identity["config"])
+    if rows["target"].get("digest") != digest_of(bench.target(config)):
+        raise workdir.WorkdirError(
+            f"{source}: its run read other captchas, or an earlier version made it: give the target that it read, or "
+            "leave it out"
+        )
     rounds = config.fit.rounds
     wide = parts.refiner("wide", config)
     stages = {stage: stage for stage in ("pretrain/refiner", "pretrain/discriminator", "refine")}
@@ -55,8 +61,6 @@ def adopt(run: str | os.PathLike[str], bench: Workbench) -> bool:
             plans.append((parts.of_arm(answer, config), {"rescore/final": f"rescore/{DECIDED}"}))
     for part, plan in plans:
         with bench.open(part, config) as made:
-            if challenge.read_predictions(source / "predictions.csv").names != made.target.names:
-                raise workdir.WorkdirError(f"{source}: its run read other captchas: give the target that it read")
             for old, new in plan.items():
                 if old in rows and not made.workdir.done(new):
                     _copy(source, made.workdir.path, old, new)
@@ -75,9 +79,7 @@ def _copy(source: pathlib.Path, folder: pathlib.Path, old: str, new: str) -> Non
     if kind == "predict":
         renamed = new.partition("/")[2]
         shutil.copyfile(source / f"readings.{name}.npz", folder / f"readings.{renamed}.npz")
-        # The answers of a run have no arm in their name.
-        answers = "predictions.csv" if name == "final" else f"predictions.{name}.csv"
-        shutil.copyfile(source / answers, folder / f"predictions.{renamed}.csv")
+        shutil.copyfile(source / f"predictions.{name}.csv", folder / f"predictions.{renamed}.csv")
     elif kind == "rescore":
         shutil.copyfile(source / f"readings.rescored.{name}.npz", folder / f"readings.rescored.{name}.npz")
     elif kind == "fit":

@@ -378,8 +378,11 @@ def _luma(image: Image.Image) -> np.ndarray:
     image.draft("L", image.size)
     if image.mode.startswith("I"):
         return (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
-    # A palette's transparency cannot go straight to gray.
-    return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("L"))
+    if image.has_transparency_data:
+        # What is transparent may have any colour. Seen on white, as a page shows it.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("L"))
 
 
 def _table(image: Image.Image) -> np.ndarray | None:

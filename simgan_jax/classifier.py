@@ -45,6 +45,11 @@ class _SeedClassifier(nn.Module):
         return Reading(logits, jnp.zeros((*logits.shape[:2], 3)))
 
 
+def group_size(channels: int) -> int:
+    """Channels that are normalised together: 16, or as many as both 16 and a wider layer can be divided by."""
+    return channels if channels <= 16 else math.gcd(channels, 16)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of `[B, H, W, C]`, as Flax has it (parameters, epsilon), with cheaper passes on a CPU.
 
@@ -84,7 +89,7 @@ class _SlotClassifier(nn.Module):
         x = _space_to_depth(images)
         for i, features in enumerate(config.widths):
             y = Conv(features, (3, 3), use_bias=False)(x)
-            y = nn.relu(GroupNorm(features if features <= 16 else math.gcd(features, 16))(y))
+            y = nn.relu(GroupNorm(group_size(features))(y))
             x = x + y if x.shape == y.shape else y
             if i == 0:
                 x = _max_pool(x)

@@ -1,4 +1,4 @@
-"""Frozen, checked configuration of a run; the presets are at the end.
+"""Frozen, checked configuration of a run; presets.py has named ones.
 
 Every field can be overridden on the command line as `--config.GROUP.FIELD=VALUE`.
 """
@@ -106,8 +106,10 @@ class SynthesizerConfig:
 
     def __post_init__(self) -> None:
         _one_of("synthesizer.law", self.law, LAWS)
-        _require(len(self.sizes) > 0, "synthesizer.sizes", self.sizes, "give at least one size")
-        _require(len(self.strokes) > 0, "synthesizer.strokes", self.strokes, "give at least one stroke")
+        _require(self.sizes != () and min(self.sizes) > 0, "synthesizer.sizes", self.sizes, "give sizes above 0")
+        _require(
+            self.strokes != () and min(self.strokes) >= 0, "synthesizer.strokes", self.strokes, "give strokes from 0 on"
+        )
         _not_negative("synthesizer", self, "rotation", "jitter_x", "jitter_y", "scale", "shear")
         _not_negative("synthesizer", self, "fitted_shift", "fitted_turn", "fitted_scale")
         _positive("synthesizer", self, "pool")
@@ -240,7 +242,10 @@ class ClassifyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """Fitting the simulator to the target: rounds of (read, fit glyphs and poses, train on the fitted simulator)."""
+    """Fitting the simulator to the target: rounds of (read, fit glyphs and poses, train on the fitted simulator).
+
+    wide_share: captchas of the simulator before the fit that are shown as well, in shares of `pool`, at most all.
+    """
 
     rounds: int = 2
     images: int = 4000
@@ -264,7 +269,12 @@ class FitConfig:
         _not_negative("fit", self, "sparsity", "faintest")
         _require(0 < self.share <= 1, "fit.share", self.share, "must lie in (0, 1]")
         _require(0 <= self.wide_share < 1, "fit.wide_share", self.wide_share, "must lie in [0, 1)")
-        _require(len(self.steps) >= self.rounds, "fit.steps", self.steps, "give the training steps of each round")
+        _require(
+            len(self.steps) >= self.rounds and min(self.steps, default=0) >= 0,
+            "fit.steps",
+            self.steps,
+            f"give the training steps of each round (fit.rounds={self.rounds})",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,3 +344,21 @@ class Config:
     fit: FitConfig = FitConfig()
     adapt: AdaptConfig = AdaptConfig()
     rescore: RescoreConfig = RescoreConfig()
+
+    def __post_init__(self) -> None:
+        if self.classifier.kind != "seed":
+            return
+        # What each unpadded convolution and each pool after it takes, from the last one back.
+        least = 1
+        for _ in self.classifier.widths[1:]:
+            least = 2 * least + 2
+        least += 2
+        for field in ("height", "width"):
+            side = getattr(self.captcha, field)
+            _require(side >= least, f"captcha.{field}", side, f"classifier.kind=seed needs {least} pixels: take slots")
+        _require(
+            self.fit.rounds == 0,
+            "fit.rounds",
+            self.fit.rounds,
+            "classifier.kind=seed does not tell where characters are, which a fit begins with: give 0, or take slots",
+        )

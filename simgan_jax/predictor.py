@@ -48,7 +48,10 @@ def load(path: str | os.PathLike[str]) -> Predictor:
       WorkdirError: no finished run there. CheckpointError: its checkpoint is broken.
     """
     folder = pathlib.Path(path)
-    config = workdir.config_from(workdir.read_json(folder / workdir.CONFIG_FILE)["config"])
+    identity = workdir.read_json(file) if (file := folder / workdir.CONFIG_FILE).exists() else {}
+    if "config" not in identity:
+        raise workdir.WorkdirError(f"{folder}: no run of experiments.run: check --workdir")
+    config = workdir.config_from(identity["config"])
     if not (folder / "summary.json").exists():
         raise workdir.WorkdirError(f"{folder}: its run has not ended: run it again, and it goes on where it stopped")
     best = workdir.read_json(folder / "summary.json")["best"]

@@ -120,14 +120,17 @@ def override(config: Config, values: Mapping[str, object]) -> Config:
     Raises:
       ConfigError: no such field, or a value that cannot work.
     """
+    groups: dict[str, dict[str, object]] = {}
     for path, value in values.items():
         group, _, field = path.partition(".")
         section = getattr(config, group, None)
         if section is None or not hasattr(section, field):
             raise ConfigError(f"config.{path}: no such field")
         _check_type(path, getattr(section, field), value)
-        config = dataclasses.replace(config, **{group: dataclasses.replace(section, **{field: value})})
-    return config
+        groups.setdefault(group, {})[field] = value
+    # All at once: one value may need another.
+    changed = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in groups.items()}
+    return dataclasses.replace(config, **changed)
 
 
 def _check_type(path: str, old: object, new: object) -> None:

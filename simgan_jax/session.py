@@ -77,7 +77,7 @@ def open_run(
     """
     start = time.monotonic()
     seen = hosts.agreed(lambda: read_target(captchas, config=config))
-    digest = _digest(seen)
+    digest = digest_of(seen)
     with (
         Workdir(path, dict(identity) | {"config": dataclasses.asdict(config)}) as workdir,
         hosts.agreed(lambda: _writer(workdir.path)) as writer,
@@ -97,7 +97,7 @@ def open_run(
         yield Run(config, workdir, writer, stream_keys(seed), seen)
 
 
-def _digest(seen: Target) -> str:
+def digest_of(seen: Target) -> str:
     """Of names and pixels in their order, in which readings are kept."""
     found = hashlib.sha256("\n".join(seen.names).encode())
     for start in range(0, len(seen.gray), DIGESTED):

@@ -40,6 +40,7 @@ def row(
     *,
     before: tuple[str, Sequence[Outcome]] | None = None,
     oracle: bool = False,
+    after_oracle: bool = False,
 ) -> dict[str, Any]:
     """One row of the table.
 
@@ -48,6 +49,7 @@ def row(
       held_out: bool `[N]`, captchas that the oracle has not seen.
       before: name and outcomes of the row above, seed by seed.
       oracle: the arm saw the labels of all others, so only the held-out ones count.
+      after_oracle: so did the row above, so only the held-out ones count in the test against it.
 
     Returns:
       `arm`, `seeds`, `collapsed` (seeds without answers); `all` (None for the oracle) and `held_out`, each as
@@ -67,7 +69,7 @@ def row(
         "seconds": _mean([outcome.seconds for outcome in outcomes]),
         "seconds_with": _mean([outcome.seconds_with for outcome in outcomes]),
         "measures": _measures(outcomes),
-        "against": None if before is None else _against(before, outcomes, held_out if oracle else None),
+        "against": None if before is None else _against(before, outcomes, held_out if oracle or after_oracle else None),
     }
 
 

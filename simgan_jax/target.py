@@ -49,7 +49,7 @@ def estimate_scene(gray: np.ndarray, *, table: np.ndarray | None, config: Target
         background = np.quantile(stack, quantile, axis=0).astype(np.float32)
     level = float(np.quantile(stack, 0.995 if bright else 0.005))
     contrast = (level - background) / (level - np.median(background))
-    mask = contrast < 1.0 - config.line_level
+    mask = contrast <= 1.0 - config.line_level
     return Scene(background, mask, level, None if table is None else np.asarray(table, np.float32))
 
 
@@ -62,7 +62,10 @@ def to_ink(gray: jax.Array, scene: Scene, *, config: TargetConfig) -> jax.Array:
     """Uint8 ink `[B, H, W]` of gray `[B, H, W]`; the one way of real and simulated images alike."""
     if config.representation == "binary":
         dark = scene.level < np.median(scene.background)
-        binary = images.binarise(255 - gray if dark else gray, threshold=config.threshold)
+        seen, ground = (255 - gray, 255 - scene.background) if dark else (gray, scene.background)
+        # Black counts as ink (the seed's rule), but not where the empty captcha itself is black.
+        empty = (seen == 0) & jnp.asarray(ground < LEAST_CONTRAST)[None]
+        binary = jnp.where(empty, jnp.uint8(0), images.binarise(seen, threshold=config.threshold))
         return jnp.where(jnp.asarray(scene.mask)[None], jnp.uint8(255), binary)
     ink = images.extract_ink(gray, scene.background, scene.mask, level=scene.level)
     return jnp.round(ink * 255.0).astype(jnp.uint8)

@@ -29,6 +29,7 @@ from simgan_jax import (
     metrics,
     parts,
     pipeline,
+    readers,
     reading,
     refiner,
     session,
@@ -38,9 +39,9 @@ from simgan_jax import (
 )
 from simgan_jax.config import CaptchaConfig, Config, TargetConfig
 from simgan_jax.parts import BASE, READER, ROUTE, Part
+from simgan_jax.readers import ARM, DECIDED
 from simgan_jax.studies import Arm
 
-ARM, DECIDED = "arm", "final"
 MEASURED = 1000
 SHEET = 20
 AUGMENTED_COPIES = 10
@@ -91,8 +92,8 @@ class Workbench:
             with self.open(part, config) as run:
                 if not run.workdir.done("collapsed"):
                     run.workdir.finish("collapsed", 0.0, message=str(error))
-            return self._answer(part, config, None, {}, str(error))
-        return self._answer(part, config, readings, self._measure(arm, config) if arm.refines else {})
+            return self._answer(arm, part, config, None, {}, str(error))
+        return self._answer(arm, part, config, readings, self._measure(arm, config) if arm.refines else {})
 
     def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
         """Trains on the real labels of the captchas `seen`, by name, and reads the whole target."""
@@ -105,9 +106,12 @@ class Workbench:
         part = Part("oracle", groups, recipe)
         with self.open(part, config) as run:
             pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
-            params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
-            readings = _read(run, arm, params)
-        return self._answer(part, config, readings, {})
+            try:
+                params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
+            except alarms.CollapseError as error:
+                return self._answer(arm, part, config, None, {}, str(error))
+            readings = readers.read(run, arm, params)
+        return self._answer(arm, part, config, readings, {})
 
     def picture(self, arm: Arm, config: Config) -> bytes | None:
         """The picture of an arm's refiner or of its fitted simulator, PNG."""
@@ -127,7 +131,7 @@ class Workbench:
 
     def _readings(self, arm: Arm, config: Config) -> reading.Readings:
         """What an arm read, trained first unless that is done; raises CollapseError also if it collapsed before."""
-        part, (stage, name) = parts.of_arm(arm, config), _read_as(arm, config)
+        part, (stage, name) = parts.of_arm(arm, config), readers.ends(arm, config)
         if (found := self._facts(part, config, "collapsed")) is not None:
             raise alarms.CollapseError(found["message"])
         if self._facts(part, config, stage) is None:
@@ -143,9 +147,12 @@ class Workbench:
                 pipeline.rescore_stage(run, DECIDED, readings, self._glyphs(config))
             return
         if arm.shifted:
-            self._readings(dataclasses.replace(arm, shifted=False), config)
+            plain = dataclasses.replace(arm, shifted=False)
+            self._readings(plain, config)
+            if not self._is_trained(parts.of_arm(plain, config), config, *readers.last_training(plain, config)):
+                self._train(plain, config)
             with self.open(parts.of_arm(arm, config), config) as run:
-                _read(run, arm, _restore(run, arm))
+                readers.read(run, arm, readers.restore(run, arm))
             return
         pool: classify.Pool | None = None
         if arm.training == "rounds":
@@ -166,7 +173,7 @@ class Workbench:
         self, simulator: str, shown: str, share: float, config: Config
     ) -> tuple[classifier.Params, reading.Readings]:
         part = parts.classifier(simulator, shown, share, config)
-        done = self._facts(part, config, f"classify/{ARM}") is not None
+        done = self._is_trained(part, config, f"classify/{ARM}", config.classify.steps)
         pool = None if done else self._shown(simulator, shown, share, config)
         with self.open(part, config) as run:
             # A finished stage is restored and looks at no data.
@@ -209,16 +216,21 @@ class Workbench:
 
         def draw() -> classify.Pool:
             drawn_with, count = self._simulator(simulator, config), config.synthesizer.pool
-            return stages.draw_pool(key, drawn_with, self._target(config).scene, count=count, config=config)
+            return stages.draw_pool(key, drawn_with, self.target(config).scene, count=count, config=config)
 
         part = Part("pool", ROUTE if fitted else BASE, {"simulator": simulator})
         return cast(classify.Pool, self._once("pool", part, config, draw))
 
     def _refiner(self, simulator: str, config: Config) -> refiner.Params:
-        part, pool, reader = parts.refiner(simulator, config), None, None
-        if self._facts(part, config, "refine") is None:
+        part, pool, reader, settings = parts.refiner(simulator, config), None, None, config.refine
+        steps = {
+            "pretrain/refiner": settings.refiner_pretrain_steps,
+            "pretrain/discriminator": settings.discriminator_pretrain_steps,
+            "refine": settings.steps,
+        }
+        if not all(self._is_trained(part, config, stage, count) for stage, count in steps.items()):
             pool = self._pool(simulator, config)
-            reader = self._classifier(simulator, "raw", 1.0, config)[0] if config.refine.lambda_label else None
+            reader = self._classifier(simulator, "raw", 1.0, config)[0] if settings.lambda_label else None
         with self.open(part, config) as run:
             return pipeline.refine_stages(run, cast(classify.Pool, pool), reader)
 
@@ -303,17 +315,18 @@ class Workbench:
 
     def _unseen(self, simulator: str, config: Config) -> classify.Pool:
         drawn_with, count = self._simulator(simulator, config), min(MEASURED, config.synthesizer.pool)
-        return stages.draw_pool(self._key(0), drawn_with, self._target(config).scene, count=count, config=config)
+        return stages.draw_pool(self._key(0), drawn_with, self.target(config).scene, count=count, config=config)
 
     def _real(self, config: Config) -> np.ndarray:
-        ink = self._target(config).ink
+        ink = self.target(config).ink
         order = np.asarray(jax.random.permutation(self._key(3), len(ink)))
         return ink[order[:MEASURED]]
 
     def _key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), MEASURE_STREAM), use)
 
-    def _target(self, config: Config) -> session.Target:
+    def target(self, config: Config) -> session.Target:
+        """The unlabelled captchas as a configuration prepares them."""
         return self._read_target(config.captcha, config.target)
 
     def _folder(self, part: Part, config: Config) -> pathlib.Path:
@@ -325,7 +338,7 @@ class Workbench:
         folder = self._folder(part, config)
         identity = {"part": part.kind, "seed": self.seed} | parts.depends(part, config=config)
         with workdir.Workdir(folder, identity) as place, metrics.MetricsWriter(folder) as writer:
-            yield session.Run(config, place, writer, session.stream_keys(self.seed), self._target(config))
+            yield session.Run(config, place, writer, session.stream_keys(self.seed), self.target(config))
 
     def _once(self, slot: str, part: Part, config: Config, make: Callable[[], Any]) -> Any:
         """The value last made for a slot if it was for the same part; one stays in memory, as pools are large."""
@@ -343,8 +356,14 @@ class Workbench:
         """What is known of a stage of a part, None if it is not done."""
         return next((row for row in self._stages(part, config) if row["stage"] == stage), None)
 
+    def _is_trained(self, part: Part, config: Config, stage: str, steps: int) -> bool:
+        """Whether a stage is done and its last checkpoint there: one that is broken may have been removed."""
+        last = session.checkpoint_folder(self._folder(part, config), stage) / str(steps)
+        return self._facts(part, config, stage) is not None and last.is_dir()
+
     def _answer(
         self,
+        arm: Arm,
         part: Part,
         config: Config,
         readings: reading.Readings | None,
@@ -355,38 +374,19 @@ class Workbench:
         if readings is not None:
             texts, _ = reading.answers(readings.probabilities, config.captcha)
             believed = estimate.accuracy(readings.probabilities).estimate
+        # Shifts are in the folder of what was read: the arm's own, or that of the part before which was then decided.
+        read = part.needs[0] if arm.decided else part
         folders = {self._folder(piece, config): piece for piece in parts.closure(part)}
-        own, whole = self._seconds(part, config), sum(self._seconds(piece, config) for piece in folders.values())
-        return Answer(texts, believed, own, whole, measured, self._folder(part, config), collapsed)
+        seconds = {
+            folder: self._seconds(piece, config, shifted=piece == read and (arm.shifted or arm.decided))
+            for folder, piece in folders.items()
+        }
+        folder = self._folder(part, config)
+        return Answer(texts, believed, seconds[folder], sum(seconds.values()), measured, folder, collapsed)
 
-    def _seconds(self, part: Part, config: Config) -> float:
-        return float(sum(row["seconds"] for row in self._stages(part, config) if "measure" not in row["stage"]))
-
-
-def _restore(run: session.Run, arm: Arm) -> classifier.Params:
-    """Parameters of an arm whose part is done; its stages, all finished, look at no data."""
-    config = run.config
-    some = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)
-    nothing = cast(classify.Pool, None)
-    if arm.self_trained:
-        return pipeline.adapt_stage(run, nothing, some, reading.Readings(**run.workdir.load(f"readings.{ARM}")))
-    if arm.training == "rounds":
-        last = config.fit.rounds - 1
-        return pipeline.classify_stage(run, f"fitted{last}", nothing, some, total=config.fit.steps[last])
-    return pipeline.classify_stage(run, ARM, nothing, some, total=config.classify.steps)
-
-
-def _read_as(arm: Arm, config: Config) -> tuple[str, str]:
-    """The stage that ends an arm, and the file of its readings."""
-    if arm.decided:
-        return f"rescore/{DECIDED}", f"readings.rescored.{DECIDED}"
-    name = parts.shifted(config) if arm.shifted else ARM
-    return f"predict/{name}", f"readings.{name}"
-
-
-def _read(run: session.Run, arm: Arm, params: classifier.Params) -> reading.Readings:
-    plain = pipeline.read_arm(run, ARM, params)
-    return pipeline.read_arm(run, parts.shifted(run.config), params, first=plain) if arm.shifted else plain
+    def _seconds(self, part: Part, config: Config, *, shifted: bool) -> float:
+        left_out = ("measure/",) if shifted else ("measure/", "predict/shifted")
+        return float(sum(row["seconds"] for row in self._stages(part, config) if not row["stage"].startswith(left_out)))
 
 
 def _critic_steps(config: Config) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from simgan_jax import ablation, challenge, contest, presets, studies
 from simgan_jax.config import ConfigError
 from simgan_jax.studies import Arm
+from simgan_jax.workdir import WorkdirError
 from tests.conftest import SMALL, SMALL_CONFIG_FLAGS, SMALL_IMAGES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,6 +146,44 @@ def test_labels_are_opened_after_the_last_arm_and_before_the_oracle(target, tmp_
     [part] = (tmp_path / "studies" / "seed-0").glob("oracle-*")
     identity = json.loads((part / "config.json").read_text())
     assert (identity["seen"], identity["steps"]) == (32, studies.route_steps(CONFIG))
+
+
+def test_a_checkpoint_that_was_removed_is_made_again(target, tmp_path):
+    """Which is what an error says of a broken one, of an arm that is done and of one that goes on from there."""
+    folder, labels = target
+    plain, shifted = Arm("raw"), Arm("raw shifted", shifted=True)
+    run(tmp_path, folder, studies.Study("one", "?", (plain,)), lambda: labels)
+    [checkpoint] = (tmp_path / "studies").glob(f"seed-0/*/checkpoints/*/{CONFIG.classify.steps}")
+    shutil.rmtree(checkpoint)
+    run(tmp_path, folder, studies.Study("two", "?", (plain, shifted)), lambda: labels)
+    assert checkpoint.is_dir()
+
+
+def test_other_captchas_of_the_same_names_are_another_target(target, tmp_path):
+    folder, labels = target
+    run(tmp_path, folder, studies.Study("none", "?", ()), lambda: labels)
+    other = tmp_path / "other" / folder.name
+    other.mkdir(parents=True)
+    look = contest.ContestConfig(captcha=CONFIG.captcha)
+    captchas = [contest.draw("carol", index, config=look) for index in range(IMAGES)]
+    (other / "challenge-0").write_bytes(
+        challenge.encode_batch((name, c.jpeg) for name, c in zip(labels, captchas, strict=True))
+    )
+    os.rename(folder, tmp_path / "kept")
+    os.rename(other, folder)
+    try:
+        with pytest.raises(WorkdirError, match="holds another run .digest is"):
+            run(tmp_path, folder, studies.Study("none", "?", ()), lambda: labels)
+    finally:
+        shutil.rmtree(folder)
+        os.rename(tmp_path / "kept", folder)
+
+
+def test_an_oracle_that_collapses_is_a_result(target, tmp_path):
+    folder, labels = target
+    study = studies.Study("wild", "?", (Arm("oracle", oracle=True, overrides={"classify.lr": 1e30}),))
+    [row] = run(tmp_path, folder, study, lambda: labels)["rows"]
+    assert (row["collapsed"], row["held_out"]) == (1, None)
 
 
 def test_a_collapse_is_a_result(target, tmp_path):

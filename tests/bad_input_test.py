@@ -184,7 +184,17 @@ def test_train_classifier_names_the_arms(refused, tmp_path):
 
 def test_predict_needs_a_finished_run(refused, tmp_path):
     line = refused(f"--workdir={tmp_path}", f"--images={tmp_path}", module="experiments.predict")
-    assert str(tmp_path / "config.json") in line and "missing" in line
+    assert f"{tmp_path}: no run of experiments.run: check --workdir" in line
+    # The folder of a study has another config.json.
+    (tmp_path / "config.json").write_text("{}")
+    line = refused(f"--workdir={tmp_path}", f"--images={tmp_path}", module="experiments.predict")
+    assert f"{tmp_path}: no run of experiments.run: check --workdir" in line
+
+
+def test_tables_of_files_of_no_benchmark(refused, tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    line = refused(f"--markdown={tmp_path}", module="experiments.benchmark")
+    assert "result.json is of no benchmark" in line
 
 
 def test_predict_of_a_run_that_was_stopped(copied_run, refused):

@@ -118,7 +118,7 @@ def test_reads_single_files_and_several_paths(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "value", "gray"),
-    [("L", 77, 77), ("1", 1, 255), ("RGB", (255, 0, 0), 76), ("RGBA", (0, 255, 0, 128), 150), ("I;16", 0x4D33, 0x4D)],
+    [("L", 77, 77), ("1", 1, 255), ("RGB", (255, 0, 0), 76), ("RGBA", (0, 255, 0, 255), 150), ("I;16", 0x4D33, 0x4D)],
 )
 def test_png_modes(tmp_path, mode, value, gray):
     # Luma by ITU-R 601: 0.299 * 255 = 76, 0.587 * 255 = 150.
@@ -139,12 +139,14 @@ def test_colour_jpegs_are_read_as_gray_ones(tmp_path):
     assert abs(np.asarray(Image.open(colour).convert("L")).astype(int) - read).max() > 4
 
 
-def test_palette_with_transparency(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putpalette([0, 0, 0, 255, 255, 255])
-    image.putpixel((1, 0), 1)
-    image.save(tmp_path / "a.png", transparency=b"\x00\x80")
-    assert challenge.read(tmp_path / "a.png").gray.tolist() == [[[0, 255]]]
+def test_transparency_is_seen_on_white(tmp_path):
+    image = Image.new("RGBA", (3, 1))
+    # Half of 10 and half of 255: (127 * 255 + 128 * 10) / 255 = 132.
+    image.putdata([(0, 0, 0, 0), (0, 0, 0, 255), (10, 10, 10, 128)])
+    image.save(tmp_path / "a.png")
+    Image.new("P", (1, 1)).save(tmp_path / "b.png", transparency=b"\x80")
+    gray = [challenge.read(tmp_path / name).gray.tolist() for name in ("a.png", "b.png")]
+    assert gray == [[[[255, 0, 132]]], [[[127]]]]
 
 
 def test_iterate_gives_the_same_in_pieces(tmp_path):

@@ -1,9 +1,11 @@
+import contextlib
 import dataclasses
 from typing import Any
 
+import jax
 import pytest
 
-from simgan_jax import config, presets
+from simgan_jax import classifier, config, presets
 
 GROUPS: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(config.Config)}
 
@@ -19,8 +21,8 @@ WRONG: dict[str, Any] = {
     },
     "synthesizer": {
         "law": ["narrow"],
-        "sizes": [()],
-        "strokes": [()],
+        "sizes": [(), (0.5, 0.0)],
+        "strokes": [(), (0, -1)],
         "rotation": [-1.0],
         "jitter_x": [-0.1],
         "jitter_y": [-0.1],
@@ -82,7 +84,7 @@ WRONG: dict[str, Any] = {
         "atlas_lr": [0.0],
         "shift_lr": [0.0],
         "turn_lr": [0.0],
-        "steps": [(600,)],
+        "steps": [(600,), (600, -1)],
         "pool": [0],
         "wide_share": [-0.1, 1.0],
     },
@@ -130,6 +132,21 @@ def test_wrong_values_are_refused_by_name(group, field, value):
 def test_every_field_is_checked():
     fields = {(group, field.name) for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
     assert fields - FREE == {(group, field) for group, wrong in WRONG.items() for field in wrong}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rounds", "named"),
+    [(48, 48, 0, ""), (47, 100, 0, "captcha.height=47"), (50, 47, 0, "captcha.width=47"), (50, 100, 1, "fit.rounds=1")],
+)
+def test_what_the_seeds_classifier_needs(height, width, rounds, named):
+    """Four 3x3 convolutions with pools leave one pixel of 46, ((46 - 2) / 2 - 2) / 2 ..., and the first takes two."""
+    with pytest.raises(config.ConfigError, match=f"config.{named}") if named else contextlib.nullcontext():
+        made = config.Config(
+            captcha=config.CaptchaConfig(height, width),
+            classifier=config.ClassifierConfig(kind="seed", widths=(4, 8, 8, 8, 8)),
+            fit=config.FitConfig(rounds=rounds),
+        )
+        classifier.init(jax.random.key(0), made.captcha, config=made.classifier)
 
 
 def test_configurations_are_hashable_and_frozen():

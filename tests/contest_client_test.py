@@ -226,6 +226,14 @@ def test_answers_to_a_submission(status, body, part):
         assert seen == ["/u/alice/solution"]
 
 
+def test_a_larger_contest_takes_more_answers():
+    """More than the original's, in which a submission's size grows with the contest."""
+    game = contest.Contest("bob", size=15_001)
+    answers = {str(i): "abcd" for i in range(15_001)}
+    with contest.serve(game) as url, pytest.raises(ChallengeError, match=r"HTTP 400 \(.*no captcha of this contest"):
+        contest_client.submit(url, answers, limit=15_001)
+
+
 def test_submissions_that_are_not_posted(tmp_path):
     many = {str(i): "abcd" for i in range(15_001)}
     with site(good) as (url, seen):
@@ -262,6 +270,8 @@ def test_scripts_serve_download_and_submit(tmp_path, run_script):
                 done = run_script(f"experiments.{script}", f"--url={url}x", flag)
                 assert done.returncode == 2
                 assert done.stderr.strip().splitlines()[-1].endswith(("check address and request", "check the path"))
+            done = run_script("experiments.submit", f"--url={url}", f"--solutions={tmp_path / 'out.json'}", "--limit=3")
+            assert "4 solutions: a contest takes 1 to 3 at once" in done.stderr
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0

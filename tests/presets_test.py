@@ -22,6 +22,13 @@ def test_override():
     assert changed.classify == presets.SMOKE.classify
 
 
+def test_values_that_need_each_other_come_in_any_order():
+    values = {"fit.rounds": 3, "fit.steps": (1, 2, 3), "refine.batch_size": 64, "refine.history_size": 64}
+    forth, back = (presets.override(presets.SMOKE, dict(pairs)) for pairs in (values.items(), [*values.items()][::-1]))
+    assert forth == back
+    assert (forth.fit.rounds, forth.fit.steps, forth.refine.batch_size) == (3, (1, 2, 3), 64)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [

@@ -80,6 +80,7 @@ IMPORTS = {
     "pooling": {"evaluate", "tables"},
     "studies": {"config", "presets"},
     "parts": {"config", "studies"},
+    "readers": {"classifier", "classify", "config", "parts", "pipeline", "reading", "session", "studies"},
     "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
     "blocks": {"devices"},
     "classify": {"backend", "blocks", "config", "devices", "images", "classifier", "losses"},
@@ -104,10 +105,10 @@ IMPORTS = {
     "devices": {"config", "history"},
     "workbench": {
         *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids"),
-        *("figures", "measures", "metrics", "parts", "pipeline", "reading", "refiner", "session", "stages", "studies"),
-        "workdir",
+        *("figures", "measures", "metrics", "parts", "pipeline", "readers", "reading", "refiner", "session", "stages"),
+        *("studies", "workdir"),
     },
-    "adoption": {"challenge", "parts", "session", "studies", "workbench", "workdir"},
+    "adoption": {"parts", "readers", "session", "studies", "workbench", "workdir"},
     "ablation": {
         *("adoption", "atomic", "config", "evaluate", "finish", "reporting", "studies", "tables", "workbench"),
         *("session", "workdir"),
@@ -118,8 +119,8 @@ IMPORTS = {
 IO = {
     *("ablation", "adoption", "atomic", "benchmark", "challenge", "charts", "checkpoints", "contest", "contest_client"),
     *("figures", "finish", "hosts"),
-    *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "reporting", "session", "stack", "stages"),
-    *("workbench", "workdir"),
+    *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "readers", "reporting", "session", "stack"),
+    *("stages", "workbench", "workdir"),
 }
 LINEN = {"convolution", "refiner", "discriminator", "classifier"}
 

@@ -61,6 +61,14 @@ def test_an_oracle_counts_where_it_saw_no_labels():
     assert (row["against"]["on"], row["against"]["c"], row["against"]["difference"]) == ("held_out", 2, 1.0)
 
 
+def test_after_an_oracle_the_captchas_that_it_saw_do_not_count():
+    row = tables.row(
+        "route", [Outcome(flags("-----"))], HELD, before=("oracle", [Outcome(flags("+++++"))]), after_oracle=True
+    )
+    assert row["all"]["n"] == 5
+    assert (row["against"]["on"], row["against"]["b"], row["against"]["difference"]) == ("held_out", 2, -1.0)
+
+
 def test_collapsed_seeds_are_counted_and_left_out():
     above = [Outcome(flags("+----")), Outcome(flags("+----"))]
     here = [Outcome(None, seconds=4.0), Outcome(flags("++---"), 0.5, 0.5, 2.0, 2.0)]

@@ -66,6 +66,25 @@ def test_binary_ink_keeps_the_lines(bright):
     np.testing.assert_array_equal(found, np.where((ink == 1.0) | lines[None], 255, 0))
 
 
+@pytest.mark.parametrize("bright", [True, False])
+def test_binary_ink_on_a_ground_that_is_black_or_white(bright):
+    """Black counts as ink on other grounds alone."""
+    blocks = stack(bright=True)[1]
+    gray = np.round(255 * blocks if bright else 255 * (1 - blocks)).astype(np.uint8)
+    config = TargetConfig(representation="binary", threshold=200)
+    scene = target.estimate_scene(gray, table=None, config=config)
+    found = np.asarray(target.to_ink(jnp.asarray(gray), scene, config=config))
+    np.testing.assert_array_equal(found, np.where(blocks == 1.0, 255, 0))
+
+
+def test_a_ground_as_bright_as_ink_is_a_line_at_any_level():
+    gray, _, _, lines = stack(bright=True)
+    config = TargetConfig(line_level=1.0)
+    scene = target.estimate_scene(gray, table=None, config=config)
+    np.testing.assert_array_equal(scene.mask, lines)
+    assert np.isfinite(np.asarray(target.to_ink(jnp.asarray(gray), scene, config=config))).all()
+
+
 @pytest.mark.parametrize("count", [1, 5, 12])
 def test_a_stack_is_prepared_in_batches_and_left_as_it_is(count):
     gray = stack(bright=True)[0]
