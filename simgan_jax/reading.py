@@ -1,6 +1,7 @@
 """Reading captchas with trained classifiers: probabilities, answers, and their certainty."""
 
 from collections.abc import Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 import jax
@@ -36,12 +37,14 @@ class Reader:
 
     def __call__(self, params: classifier.Params, ink: np.ndarray, *, shift: tuple[int, int] = (0, 0)) -> Readings:
         """Reads all images with one set of parameters, each moved by (dy, dx) pixels."""
-        parts = []
-        for start in range(0, len(ink), self._batch_size):
+
+        def read(start: int) -> list[np.ndarray]:
             batch = ink[start : start + self._batch_size]
             padded = jnp.asarray(np.pad(batch, ((0, self._batch_size - len(batch)), (0, 0), (0, 0))))
-            read = self._read(params, padded, jnp.asarray(shift))
-            parts.append([np.asarray(part)[: len(batch)] for part in read])
+            return [np.asarray(part)[: len(batch)] for part in self._read(params, padded, jnp.asarray(shift))]
+
+        with futures.ThreadPoolExecutor(backend.programs_at_once()) as programs:
+            parts = list(programs.map(read, range(0, len(ink), self._batch_size)))
         return Readings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def again(

@@ -161,6 +161,16 @@ def test_stages_one_by_one_are_the_run(small_run, run_script, tmp_path):
         assert (folder / file).read_bytes() == (small_run.workdir / file).read_bytes(), file
 
 
+def test_other_contests_of_a_user_have_other_folders(small_run, run_script, tmp_path):
+    """As the files of one that are there already are not asked for again."""
+    for alphabet in ("abc3", "abcd"):
+        flags = (*small_run.flags, f"--config.captcha.alphabet={alphabet}")
+        done = run_script("experiments.prepare_target", f"--workdir={tmp_path / 'run'}", *flags)
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(tmp_path / "run")
+    assert len(list((tmp_path / "run.challenges").iterdir())) == 2
+
+
 def test_help_says_what_it_does_and_takes(run_script):
     done = run_script("experiments.run", "--help")
     assert "reads every captcha of a folder without one label" in done.stdout
