@@ -37,7 +37,7 @@ def refiner(captcha: CaptchaConfig, config: RefinerConfig) -> keras.Model:
     def conv(x: Any, number: int) -> Any:
         return layers.Conv2D(config.width, config.kernel, padding="same", name=f"Conv_{number}")(x)
 
-    x = ops.relu(conv(inputs + 1.0, 0))
+    x = ops.relu(conv(inputs, 0))
     for block in range(config.blocks):
         x = ops.relu(x + conv(ops.relu(conv(x, 2 * block + 1)), 2 * block + 2))
     x = layers.Conv2D(1, 1, name=f"Conv_{2 * config.blocks + 1}")(x)
@@ -46,8 +46,7 @@ def refiner(captcha: CaptchaConfig, config: RefinerConfig) -> keras.Model:
 
 def discriminator(captcha: CaptchaConfig, config: DiscriminatorConfig) -> keras.Model:
     """`simgan_jax.discriminator` on `[B, H, W, 1]`; the spectral norm is taken of its variables."""
-    inputs = keras.Input((captcha.height, captcha.width, 1))
-    x = inputs + 1.0
+    x = inputs = keras.Input((captcha.height, captcha.width, 1))
     for i, (width, kernel, stride) in enumerate(zip(config.widths, (3, 3, 3, 1), (2, 2, 1, 1), strict=True)):
         if i == 2:
             x = layers.MaxPooling2D(3, 1, padding="same")(x)

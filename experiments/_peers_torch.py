@@ -66,7 +66,7 @@ class Refiner(nn.Module):
         self.residual = config.residual
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = functional.relu(self.convs[0](images + 1.0))
+        x = functional.relu(self.convs[0](images))
         for first, second in zip(self.convs[1:-1:2], self.convs[2:-1:2], strict=True):
             x = functional.relu(x + second(functional.relu(first(x))))
         x = self.convs[-1](x)
@@ -107,7 +107,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         leak = self.config.leak
-        x = functional.leaky_relu(self._layer(0, images + 1.0), leak)
+        x = functional.leaky_relu(self._layer(0, images), leak)
         x = functional.leaky_relu(self._layer(1, x), leak)
         x = functional.max_pool2d(x, 3, 1, 1)
         x = functional.leaky_relu(self._layer(2, x), leak)

@@ -24,8 +24,7 @@ class _Discriminator(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         first, second, third, fourth = self.config.widths
-        # 0 at the background, so that what convolutions pad is background.
-        x = self._activate(Conv(first, (3, 3), stride=2)(images + 1.0))
+        x = self._activate(Conv(first, (3, 3), stride=2)(images))
         x = self._activate(Conv(second, (3, 3), stride=2)(x))
         x = _max_pool(x)
         x = self._activate(Conv(third, (3, 3))(x))

@@ -23,9 +23,7 @@ class _Refiner(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, latents: jax.Array | None) -> jax.Array:
         width, size = self.config.width, (self.config.kernel, self.config.kernel)
-        # 0 at the background, so that what convolutions pad is background. As half ink it drew a frame into the images.
-        seen = images + 1.0
-        seen = seen if latents is None else jnp.concatenate([seen, latents], -1)
+        seen = images if latents is None else jnp.concatenate([images, latents], -1)
         x = nn.relu(Conv(width, size)(seen))
         for _ in range(self.config.blocks):
             y = nn.relu(Conv(width, size)(x))

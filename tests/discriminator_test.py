@@ -54,11 +54,6 @@ def test_logits_are_linear(params):
     np.testing.assert_allclose(apply(lowered, images, config=SMALL), logits - 100.0, rtol=1e-5)
 
 
-def test_an_empty_captcha_has_no_edges(params):
-    plain = {name: layer | {"bias": jnp.zeros_like(layer["bias"])} for name, layer in params.items()}
-    np.testing.assert_array_equal(apply(plain, jnp.full((1, 9, 13, 1), -1.0), config=SMALL), 0.0)
-
-
 def test_a_patch_sees_23_pixels(params):
     """The seed's receptive field, at a stride of 4: 3 + 2 (3 - 1) + 4 (3 - 1) + 4 (3 - 1)."""
     # A max-pool passes one of nine on, so that many images are needed to see its whole field.

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 
 import jax
@@ -69,21 +68,11 @@ def params():
 def test_values_against_loops(params):
     image = np.random.default_rng(0).uniform(-1.0, 1.0, (5, 6, 1))
     layers = [params[f"Conv_{i}"] for i in range(6)]
-    # What is padded, 0, is background, -1 in an image.
-    x = np.maximum(conv(image + 1.0, layers[0]), 0.0)
+    x = np.maximum(conv(image, layers[0]), 0.0)
     for first, second in (layers[1:3], layers[3:5]):
         x = np.maximum(x + conv(np.maximum(conv(x, first), 0.0), second), 0.0)
     got = apply(params, jnp.asarray(image, jnp.float32)[None], config=SMALL)[0]
     np.testing.assert_allclose(got, np.tanh(conv(x, layers[5])), atol=1e-5)
-
-
-def test_an_empty_captcha_has_no_edges(params):
-    """As they would become a frame in refined images."""
-    plain = {name: layer | {"bias": jnp.zeros_like(layer["bias"])} for name, layer in params.items()}
-    empty = jnp.full((1, 9, 12, 1), -1.0)
-    np.testing.assert_array_equal(apply(plain, empty, config=SMALL), 0.0)
-    residual = dataclasses.replace(SMALL, residual=True)
-    np.testing.assert_array_equal(apply(plain, empty, config=residual), empty)
 
 
 def test_residual_refiner_is_the_identity_at_first_and_learns(key):
