@@ -37,7 +37,8 @@ def command() -> str:
                 # The place is a word of its own.
                 next(arguments, None)
             word = f"--{name}={PLACES[name]}" if PLACES[name] else ""
-        words += [word] if word else []
+        if word:
+            words.append(word)
     return " ".join(["python -m experiments.ablate", *words])
 
 

@@ -63,7 +63,7 @@ def run(
       path: folder of the studies; captchas: the unlabelled target.
       read_labels: () -> label by name of the captcha.
       facts: what else the result should tell, such as the command.
-      announce: is told what begins.
+      announce: is told what begins, and of arms that broke down.
       runs: finished runs of the main job on the same target; what they trained is taken over (`adoption.adopt`).
 
     Raises:
@@ -89,7 +89,9 @@ def run(
                 work = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed)
                 for number, arm in enumerate(arms, start=1):
                     announce(f"seed {seed}: {arm.name} ({number} of {len(arms)})")
-                    answers[arm.name].append(answer(work, arm))
+                    answers[arm.name].append(found := answer(work, arm))
+                    if found.collapsed:
+                        announce(f"seed {seed}: {arm.name}: {found.collapsed}")
 
         each(False, lambda work, arm: work.answer(arm, config))
         truth = read_labels()

@@ -89,10 +89,7 @@ class Workbench:
         try:
             readings = self._readings(arm, config)
         except alarms.CollapseError as error:
-            with self.open(part, config) as run:
-                if not run.workdir.done("collapsed"):
-                    run.workdir.finish("collapsed", 0.0, message=str(error))
-            return self._answer(arm, part, config, None, {}, str(error))
+            return self._collapse(arm, part, config, error)
         return self._answer(arm, part, config, readings, self._measure(arm, config) if arm.refines else {})
 
     def oracle(self, arm: Arm, config: Config, truth: Mapping[str, str], seen: Sequence[str]) -> Answer:
@@ -104,13 +101,14 @@ class Workbench:
         recipe = {"augmented": arm.augmented, "seen": len(seen), "truth": digest, "steps": steps}
         groups = ("captcha", "target", *READER) + (("adapt",) if arm.augmented else ())
         part = Part("oracle", groups, recipe)
-        with self.open(part, config) as run:
-            pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
-            try:
+        try:
+            self._check_alive(part, config)
+            with self.open(part, config) as run:
+                pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
                 params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
-            except alarms.CollapseError as error:
-                return self._answer(arm, part, config, None, {}, str(error))
-            readings = readers.read(run, arm, params)
+                readings = readers.read(run, arm, params)
+        except alarms.CollapseError as error:
+            return self._collapse(arm, part, config, error)
         return self._answer(arm, part, config, readings, {})
 
     def picture(self, arm: Arm, config: Config) -> bytes | None:
@@ -132,8 +130,7 @@ class Workbench:
     def _readings(self, arm: Arm, config: Config) -> reading.Readings:
         """What an arm read, trained first unless that is done; raises CollapseError also if it collapsed before."""
         part, (stage, name) = parts.of_arm(arm, config), readers.ends(arm, config)
-        if (found := self._facts(part, config, "collapsed")) is not None:
-            raise alarms.CollapseError(found["message"])
+        self._check_alive(part, config)
         if self._facts(part, config, stage) is None:
             self._train(arm, config)
         with self.open(part, config) as run:
@@ -265,9 +262,8 @@ class Workbench:
     def _measure(self, arm: Arm, config: Config) -> dict[str, float]:
         """What the arm's refiner does to captchas that neither it nor the independent reader has seen."""
         part = parts.refiner(arm.simulator, config)
-        known = self._facts(part, config, stage := parts.measure(arm.simulator, config))
-        if known is not None:
-            return _numbers(known)
+        if (known := self._facts(part, config, stage := parts.measure(arm.simulator, config))) is not None:
+            return {name: value for name, value in known.items() if name not in ("stage", "seconds")}
         begin = time.monotonic()
         params = self._refiner(arm.simulator, config)
         reader_params, _ = self._classifier(arm.simulator, "raw", 1.0, config)
@@ -361,6 +357,17 @@ class Workbench:
         last = session.checkpoint_folder(self._folder(part, config), stage) / str(steps)
         return self._facts(part, config, stage) is not None and last.is_dir()
 
+    def _check_alive(self, part: Part, config: Config) -> None:
+        if (found := self._facts(part, config, "collapsed")) is not None:
+            raise alarms.CollapseError(found["message"])
+
+    def _collapse(self, arm: Arm, part: Part, config: Config, error: alarms.CollapseError) -> Answer:
+        """The answer of an arm that broke down, which is kept: it would again."""
+        with self.open(part, config) as run:
+            if not run.workdir.done("collapsed"):
+                run.workdir.finish("collapsed", 0.0, message=str(error))
+        return self._answer(arm, part, config, None, {}, str(error))
+
     def _answer(
         self,
         arm: Arm,
@@ -375,11 +382,10 @@ class Workbench:
             texts, _ = reading.answers(readings.probabilities, config.captcha)
             believed = estimate.accuracy(readings.probabilities).estimate
         # Shifts are in the folder of what was read: the arm's own, or that of the part before which was then decided.
-        read = part.needs[0] if arm.decided else part
-        folders = {self._folder(piece, config): piece for piece in parts.closure(part)}
+        read = part.needs[0] if arm.decided else part if arm.shifted else None
         seconds = {
-            folder: self._seconds(piece, config, shifted=piece == read and (arm.shifted or arm.decided))
-            for folder, piece in folders.items()
+            self._folder(piece, config): self._seconds(piece, config, shifted=piece == read)
+            for piece in parts.closure(part)
         }
         folder = self._folder(part, config)
         return Answer(texts, believed, seconds[folder], sum(seconds.values()), measured, folder, collapsed)
@@ -392,7 +398,3 @@ class Workbench:
 def _critic_steps(config: Config) -> int:
     """No more than the refiner's own discriminator has."""
     return min(measures.CRITIC_STEPS, max(1, config.refine.steps))
-
-
-def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in facts.items() if name not in ("stage", "seconds")}

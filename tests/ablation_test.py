@@ -179,11 +179,15 @@ def test_other_captchas_of_the_same_names_are_another_target(target, tmp_path):
         os.rename(tmp_path / "kept", folder)
 
 
-def test_an_oracle_that_collapses_is_a_result(target, tmp_path):
+def test_an_oracle_that_collapses_is_a_result(target, tmp_path, capsys):
     folder, labels = target
     study = studies.Study("wild", "?", (Arm("oracle", oracle=True, overrides={"classify.lr": 1e30}),))
-    [row] = run(tmp_path, folder, study, lambda: labels)["rows"]
-    assert (row["collapsed"], row["held_out"]) == (1, None)
+    for _ in range(2):
+        [row] = run(tmp_path, folder, study, lambda: labels)["rows"]
+        assert (row["collapsed"], row["held_out"]) == (1, None)
+        assert "seed 0: oracle: training collapsed" in capsys.readouterr().out
+    [marks] = (tmp_path / "studies").glob("seed-0/oracle-*/stages.json")
+    assert [row["stage"] for row in json.loads(marks.read_text())] == ["collapsed"]
 
 
 def test_a_collapse_is_a_result(target, tmp_path):
