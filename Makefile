@@ -2,7 +2,7 @@
 
 WORKDIR = runs/embedded
 PRESET = cpu
-# A smaller contest and less training than the preset's: the whole of it in ten to twenty minutes on two cores.
+# A smaller contest and less training than the preset's: ten to twenty minutes on two cores.
 SHORT = --embedded_images=3000 --config.classify.steps=400 --config.fit.steps='(400,900)' --config.adapt.steps=200
 # Each file of tests by one of two processes, in the order of their names.
 SPREAD = -n 2 --dist loadfile --no-loadscope-reorder
