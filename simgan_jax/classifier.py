@@ -4,6 +4,7 @@ Two kinds behind one interface: the seed's network, and one attention map for ea
 convolutional trunk, which trains many times faster.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple, cast
 
@@ -146,8 +147,9 @@ def _module(captcha: CaptchaConfig, config: ClassifierConfig) -> nn.Module:
     return kind(config, captcha.length, len(captcha.alphabet))
 
 
+@functools.partial(jax.jit, static_argnames=("captcha", "config"))
 def init(key: jax.Array, captcha: CaptchaConfig, *, config: ClassifierConfig) -> Params:
-    """Parameters for images `[B, H, W, 1]`. The key is consumed."""
+    """Parameters for images `[B, H, W, 1]`, by one program, not one for each operation. The key is consumed."""
     example = jnp.zeros((1, captcha.height, captcha.width, 1))
     return _module(captcha, config).init(key, example, None)["params"]
 

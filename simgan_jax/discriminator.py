@@ -4,6 +4,7 @@ Images are float32 `[B, H, W, 1]` in [-1, 1]. The logits are linear: with a ReLU
 implementations have it, both can die at 0 and the loss stays at ln 2.
 """
 
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -44,8 +45,9 @@ def _max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.maximum(x[:, :, :-2], x[:, :, 1:-1]), x[:, :, 2:])
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init(key: jax.Array, *, config: DiscriminatorConfig) -> Params:
-    """Parameters for images of any size. The key is consumed."""
+    """Parameters for images of any size, by one program, not one for each operation. The key is consumed."""
     return _Discriminator(config).init(key, jnp.zeros((1, 8, 8, 1)))["params"]
 
 

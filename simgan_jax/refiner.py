@@ -3,6 +3,7 @@
 Images are float32 `[B, H, W, 1]` in [-1, 1], before and after.
 """
 
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -58,8 +59,9 @@ def _bounded_backward(images: jax.Array, gradient: jax.Array) -> tuple[jax.Array
 bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init(key: jax.Array, *, config: RefinerConfig) -> Params:
-    """Parameters for images of any size. The key is consumed.
+    """Parameters for images of any size, by one program, not one for each operation. The key is consumed.
 
     With `config.residual` the network is exactly the identity at first: its last convolution is zero.
     """

@@ -1,6 +1,7 @@
 """What adversarial training carries from step to step: arrays alone, so that a checkpoint holds all of it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -49,8 +50,9 @@ def optimizer(config: RefineConfig, learning_rate: float) -> optax.GradientTrans
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init(key: jax.Array, *, config: Config) -> SimGANState:
-    """A fresh state at step 0 with an empty history. The key is consumed."""
+    """A fresh state at step 0 with an empty history, by one program. The key is consumed."""
     refiner_key, discriminator_key, spectral_key = jax.random.split(key, 3)
     refiner_params = refiner.init(refiner_key, config=config.refiner)
     discriminator_params = discriminator.init(discriminator_key, config=config.discriminator)

@@ -83,7 +83,7 @@ def test_only_believed_characters_are_learned(key, ink):
             config=AdaptConfig(batch_size=4),
         )
     )
-    params = jax.jit(lambda key: classifier.init(key, CAPTCHA, config=network))(init_key)
+    params = classifier.init(init_key, CAPTCHA, config=network)
     state = classify.start_state(params, config=settings)
     pool = classify.Pool(ink, jnp.zeros((5, 2), jnp.int32), jnp.zeros((5, 2, 3)))
     nothing = adapt.Believed(ink, jnp.ones((5, 2), jnp.int32), jnp.zeros((5, 2)))

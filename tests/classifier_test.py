@@ -18,7 +18,7 @@ def shapes(captcha, config):
 
 
 def make(key, config):
-    return jax.jit(lambda key: classifier.init(key, TINY, config=config))(key)
+    return classifier.init(key, TINY, config=config)
 
 
 def read(params, captcha, config, **options):

@@ -117,7 +117,7 @@ def test_the_seeds_network_is_not_asked_for_poses():
     captcha = CaptchaConfig(height=8, width=8, length=1, alphabet="ab")
     config = ClassifierConfig(kind="seed", widths=(2, 2), hidden=4)
     init_key, *drop_keys = jax.random.split(jax.random.key(0), 3)
-    params = jax.jit(lambda key: classifier.init(key, captcha, config=config))(init_key)
+    params = classifier.init(init_key, captcha, config=config)
     batch = classify.Pool(jnp.zeros((2, 8, 8), jnp.uint8), jnp.zeros((2, 1), jnp.int32), jnp.full((2, 1, 3), jnp.nan))
     loss, metrics = classify.reading_loss(
         params, jnp.stack(drop_keys), batch, captcha, classifier_config=config, config=CONFIG
@@ -128,7 +128,7 @@ def test_the_seeds_network_is_not_asked_for_poses():
 @pytest.fixture(scope="module")
 def gradient():
     """Gradient and metrics of a batch in blocks, by a function of the network's dropout, the batch and the block."""
-    params = jax.jit(lambda key: classifier.init(key, CAPTCHA, config=NETWORK))(jax.random.key(2))
+    params = classifier.init(jax.random.key(2), CAPTCHA, config=NETWORK)
 
     def make(batch, block, dropout=0.0, key=None):
         network = dataclasses.replace(NETWORK, dropout=dropout)

@@ -12,7 +12,7 @@ NETWORK = ClassifierConfig(widths=(4,), hidden=8)
 
 @pytest.fixture
 def params(key):
-    return jax.jit(lambda key: classifier.init(key, CAPTCHA, config=NETWORK))(key)
+    return classifier.init(key, CAPTCHA, config=NETWORK)
 
 
 @pytest.fixture
