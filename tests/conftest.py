@@ -17,6 +17,7 @@ from typing import NamedTuple
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.update(
     JAX_NUMPY_RANK_PROMOTION="raise",
+    JAX_DEBUG_KEY_REUSE="1",
     JAX_NUM_CPU_DEVICES="2",
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     XLA_PYTHON_CLIENT_PREALLOCATE="false",
@@ -31,9 +32,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
-
-# Not in the environment: a script would take a fifth longer. The small run, which has every stage, is held to it.
-jax.config.update("jax_debug_key_reuse", True)
 
 ROOT = Path(__file__).resolve().parent.parent
 # Their subject is what XLA makes of sums and roundings: they test the programs that users run.
@@ -61,22 +59,13 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script("experiments.evaluate", "--labels=...")` runs a module as a user would, from the repository root.
 
     Warnings are errors there too. Returns the finished process with its text output; the exit code is the caller's to
-    check. Fails after `timeout` seconds, so that a script that waits for something does not hang the suite. Settings
-    are variables of its environment.
+    check. Fails after `timeout` seconds, so that a script that waits for something does not hang the suite.
     """
 
-    def run(
-        module: str, *args: str | Path, timeout: float = 600.0, **settings: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(module: str, *args: str | Path, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", "-m", module, *map(str, args)]
         return subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | settings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
         )
 
     return run
@@ -123,8 +112,7 @@ def small_run(
     with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ended.exists():
-            flags = (f"--workdir={workdir}", *SMALL_FLAGS)
-            done = run_script("experiments.run", *flags, timeout=1800.0, JAX_DEBUG_KEY_REUSE="1")
+            done = run_script("experiments.run", f"--workdir={workdir}", *SMALL_FLAGS, timeout=1800.0)
             ended.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]), encoding="utf-8")
     done = subprocess.CompletedProcess(*json.loads(ended.read_text(encoding="utf-8")))
     (challenges,) = (folder / "small.challenges").iterdir()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-SETTINGS = ("jax_numpy_rank_promotion", "jax_num_cpu_devices")
+SETTINGS = ("jax_numpy_rank_promotion", "jax_debug_key_reuse", "jax_num_cpu_devices")
 
 
 def test_rank_promotion_raises():
@@ -35,4 +35,4 @@ def test_two_devices():
 def test_child_processes_inherit_the_settings():
     code = f"import jax, json; print(json.dumps([getattr(jax.config, name) for name in {SETTINGS}]))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(child.stdout) == ["raise", 2]
+    assert json.loads(child.stdout) == ["raise", True, 2]

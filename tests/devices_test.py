@@ -157,12 +157,10 @@ def test_one_and_eight_devices_train_the_same(tmp_path):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
-def test_one_device_and_two_train_the_same_classifier():
-    """What each image loses to dropout too, though one CPU takes its batch in blocks and two devices in halves.
-
-    In self-training, which learns from the pool, as any training of a classifier does, and from the target.
-    """
-    (one, one_metrics), (two, two_metrics) = trained("adapt", 1), trained("adapt", 2)
+@pytest.mark.parametrize("name", ["classify", "adapt"])
+def test_one_device_and_two_train_the_same_classifier(name):
+    """What each image loses to dropout too, though one CPU takes its batch in blocks and two devices in halves."""
+    (one, one_metrics), (two, two_metrics) = trained(name, 1), trained(name, 2)
     for lone, both in zip(jax.tree.leaves((one, one_metrics)), jax.tree.leaves((two, two_metrics)), strict=True):
         np.testing.assert_allclose(np.asarray(lone), np.asarray(both), atol=1e-3, rtol=1e-4)
 

@@ -152,10 +152,13 @@ def test_stages_one_by_one_are_the_run(small_run, run_script, tmp_path):
     arms, stages = stage("train_classifier", "--arm=refined")
     assert [row["arm"] for row in arms] == ["synthetic", "refined"]
     assert stages[-1] == "predict/refined" and not (folder / "predictions.csv").exists()
-    # The run goes on from here as from any of its stops (run_resume_test).
-    for arm in ("synthetic", "refined"):
-        for file in (f"predictions.{arm}.csv", f"readings.{arm}.npz"):
-            assert (folder / file).read_bytes() == (small_run.workdir / file).read_bytes(), file
+
+    done = run_script("experiments.run", f"--workdir={folder}", *small_run.flags)
+    assert json.loads(done.stdout.splitlines()[0])["images"] == 60
+    rows = json.loads((folder / "stages.json").read_text())
+    assert sorted(row["stage"] for row in rows) == sorted(STAGES)
+    for file in ("predictions.csv", "solutions.json", *(f"predictions.{arm}.csv" for arm in ARMS)):
+        assert (folder / file).read_bytes() == (small_run.workdir / file).read_bytes(), file
 
 
 def test_other_contests_of_a_user_have_other_folders(small_run, run_script, tmp_path):
