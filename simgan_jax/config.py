@@ -279,8 +279,13 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptConfig:
-    """Self-training on the unlabelled target; lengths in pixels or shares of the image height."""
+    """Self-training on the unlabelled target; lengths in pixels or shares of the image height.
 
+    rounds: at most so many, of `steps` each, while less than the share `enough` is believed to be read right.
+    """
+
+    rounds: int = 3
+    enough: float = 0.9
     steps: int = 600
     batch_size: int = 64
     pool_batch_size: int = 32
@@ -295,7 +300,8 @@ class AdaptConfig:
     noise: float = 0.05
 
     def __post_init__(self) -> None:
-        _positive("adapt", self, "batch_size", "pool_batch_size", "lr")
+        _positive("adapt", self, "rounds", "batch_size", "pool_batch_size", "lr")
+        _require(0 <= self.enough <= 1, "adapt.enough", self.enough, "must lie in [0, 1]")
         _not_negative("adapt", self, "steps", "weight", "shift", "boxes", "box", "gain", "noise")
         _require(0 <= self.threshold < 1, "adapt.threshold", self.threshold, "must lie in [0, 1)")
         _require(0 <= self.average_decay < 1, "adapt.average_decay", self.average_decay, "must lie in [0, 1)")

@@ -1,7 +1,7 @@
 """The main job: unlabelled captchas in, every one of them read (io).
 
 Stages in order, each resumable, none of which can see a label: target -> simulator -> classify -> pretrain, refine ->
-classify -> fit and classify again, in rounds -> rescore -> adapt -> predict -> rescore.
+classify -> fit and classify again, in rounds -> rescore -> adapt, in rounds as well -> predict -> rescore.
 """
 
 import functools
@@ -19,13 +19,13 @@ from simgan_jax import (
     challenge,
     classifier,
     classify,
+    deciding,
     estimate,
     figures,
     finish,
     reading,
     refiner,
     reporting,
-    rescore,
     stages,
     state,
     steps,
@@ -35,7 +35,6 @@ from simgan_jax.session import Run, train_stage
 
 # What is not read surely is read a pixel to each side as well, and averaged, for the final answers.
 SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-BEFORE_FIT = ("synthetic", "refined")
 
 
 def simulated_pool(run: Run) -> classify.Pool:
@@ -224,15 +223,15 @@ def fit_stage(run: Run, number: int, readings: reading.Readings, simulator: stag
 
 
 def adapt_stage(
-    run: Run, pool: classify.Pool, params: classifier.Params, readings: reading.Readings
+    run: Run, pool: classify.Pool, params: classifier.Params, readings: reading.Readings, *, number: int = 0
 ) -> classifier.Params:
-    """Self-training on what readings say of the target, beside the pool; the averaged parameters."""
+    """A round of self-training on what readings say of the target, beside the pool; the averaged parameters."""
     settings = run.config.adapt
     believed = adapt.believe(jax.device_put(run.target.ink), jnp.asarray(readings.probabilities), config=settings)
     trained = train_stage(
         run,
-        "adapt",
-        run.keys["adapt"],
+        adapt_stage_name(number),
+        jax.random.fold_in(run.keys["adapt"], number) if number else run.keys["adapt"],
         lambda: classify.start_state(params, config=stages.adapt_settings(run.config)),
         stages.adapt_step(run.config),
         (pool, believed),
@@ -297,9 +296,20 @@ class Arm(NamedTuple):
 
 
 def arm_names(config: Config) -> tuple[str, ...]:
-    """The arms of a run in the order of training."""
+    """The arms of a run in the order of training; of those of self-training the last ones may not be needed."""
     rounds = tuple(f"fitted{number}" for number in range(config.fit.rounds))
-    return *BEFORE_FIT, *rounds, *(("adapted",) if config.adapt.steps else ())
+    return *deciding.BEFORE_FIT, *rounds, *adapted_arms(config)
+
+
+def adapted_arms(config: Config) -> dict[str, str]:
+    """The stage that trains each arm of self-training."""
+    rounds = range(config.adapt.rounds if config.adapt.steps else 0)
+    return {f"adapted{number or ''}": adapt_stage_name(number) for number in rounds}
+
+
+def adapt_stage_name(number: int) -> str:
+    """The stage of a round of self-training."""
+    return f"adapt/{number}" if number else "adapt"
 
 
 def train_arms(run: Run) -> Iterator[Arm]:
@@ -323,62 +333,40 @@ def train_arms(run: Run) -> Iterator[Arm]:
         figure = figures.of_simulator(run, number, fitted.simulator, fitted.drawn)
         yield Arm(fitted.arm, fitted.params, fitted.readings, [figure])
         belief, latest, mixed = fitted.readings, fitted.params, fitted.mixed
-    if config.adapt.steps:
-        if config.fit.rounds:
-            belief = decided_belief(run, first, second, belief, last_glyphs(run))
-        adapted = adapt_stage(run, mixed, latest, belief)
-        yield Arm("adapted", adapted, read_arm(run, "adapted", adapted), [])
+    yield from adapt_rounds(run, {"synthetic": first, "refined": second, "fitted": belief}, latest, mixed)
 
 
-def last_glyphs(run: Run) -> np.ndarray:
-    """The atlas `[K, V, S, S]` of the last fit."""
-    return run.workdir.load(f"fit.{run.config.fit.rounds - 1}")["atlas"]
+def adapt_rounds(
+    run: Run, seen: dict[str, reading.Readings], params: classifier.Params, pool: classify.Pool
+) -> Iterator[Arm]:
+    """Rounds of self-training, each on what the arm before it read, its unsure readings decided by drawing.
 
+    They end with an arm that is believed to read the share `adapt.enough`, or no more than the one before it.
 
-def rescore_stage(run: Run, name: str, readings: reading.Readings, atlas: np.ndarray) -> reading.Readings:
-    """Readings, called `name`, of which those that were not sure are decided by drawing them with fitted glyphs.
-
-    What it takes to decide others alike stands in `rescore.NAME.npz` afterwards.
+    Args:
+      seen: what the arms so far read, the latest last; params: the classifier that goes on.
+      pool: the captchas that it was trained on.
     """
-    config = run.config.rescore
-    if not config.rounds:
-        return readings
-    if not run.workdir.done(f"rescore/{name}"):
-        begin = time.monotonic()
-        noise = rescore.make_noise(run.keys["rescore"], run.config.captcha, config=config)
-        judge = rescore.Rescorer(atlas, run.target.scene.mask, noise, config=run.config)
-        usual = judge.usual_residual(run.target.ink, readings)
-        decided = judge(run.target.ink, readings, usual=usual)
-        run.workdir.save(f"readings.rescored.{name}", **decided._asdict())
-        run.workdir.save(f"rescore.{name}", atlas=atlas, noise=noise, usual=np.asarray(usual))
-        unsure = reading.certainty(readings.probabilities) < config.sure
-        run.workdir.finish(f"rescore/{name}", time.monotonic() - begin, images=int(unsure.sum()))
-    return reading.Readings(**run.workdir.load(f"readings.rescored.{name}"))
-
-
-def decided_belief(
-    run: Run, raw: reading.Readings, refined: reading.Readings, fitted: reading.Readings, atlas: np.ndarray
-) -> reading.Readings:
-    """What the last fitted arm read, its unsure readings decided by drawing unless an arm from before is better."""
-    if choose_arm({"synthetic": raw, "refined": refined, "fitted": fitted}) in BEFORE_FIT:
-        return fitted
-    return rescore_stage(run, "fitted", fitted, atlas)
-
-
-def choose_arm(arms: dict[str, reading.Readings]) -> str:
-    """The arm that is believed to be the most accurate, without a label (`estimate.accuracy`)."""
-    return max(arms, key=lambda arm: estimate.accuracy(arms[arm].probabilities).estimate)
+    believed = estimate.accuracy(next(reversed(seen.values())).probabilities).estimate
+    atlas = deciding.last_glyphs(run) if run.config.fit.rounds else None
+    for number, name in enumerate(adapted_arms(run.config)):
+        params = adapt_stage(run, pool, params, deciding.decided_belief(run, seen, atlas), number=number)
+        seen = seen | {name: read_arm(run, name, params)}
+        yield Arm(name, params, seen[name], [])
+        before, believed = believed, estimate.accuracy(seen[name].probabilities).estimate
+        if believed >= run.config.adapt.enough or believed <= before:
+            return
 
 
 def run_all(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The whole run: trains, reads, chooses, and writes answers, summary and report; returns the summary."""
     trained = {arm.name: arm for arm in train_arms(run)}
     arms = {name: arm.readings for name, arm in trained.items()}
-    best = choose_arm(arms)
+    best = deciding.choose_arm(arms)
     final = undecided = read_arm(run, "final", trained[best].params, first=arms[best])
     # Where an arm from before the fit is the best, the fit has failed, and its glyphs decide nothing.
-    if best not in BEFORE_FIT:
-        final = rescore_stage(run, "final", final, last_glyphs(run))
+    if best not in deciding.BEFORE_FIT:
+        final = deciding.rescore_stage(run, "final", final, deciding.last_glyphs(run))
     begin = time.monotonic()
     texts, confidences = finish.write_answers(run, final)
     summary = finish.write_summary(run, identity, arms, best, final, undecided)

@@ -56,8 +56,9 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         raise workdir.WorkdirError(f"{folder}: its run has not ended: run it again, and it goes on where it stopped")
     best = workdir.read_json(folder / "summary.json")["best"]
     scene = session.scene_from(workdir.load_arrays(folder / "scene.npz"))
-    if best == "adapted":
-        stage, settings = "adapt", stages.adapt_settings(config)
+    adapted = pipeline.adapted_arms(config)
+    if best in adapted:
+        stage, settings = adapted[best], stages.adapt_settings(config)
     else:
         stage, settings = f"classify/{best}", config.classify
     params = classifier.init(jax.random.key(0), config.captcha, config=config.classifier)

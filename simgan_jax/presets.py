@@ -47,7 +47,7 @@ SMOKE = dataclasses.replace(
     classifier=ClassifierConfig(widths=(8, 8, 8), hidden=16),
     classify=ClassifyConfig(batch_size=8, steps=4, checkpoint_every=2, log_every=2),
     fit=FitConfig(rounds=1, images=32, passes=1, batch_size=16, inner=1, steps=(4,), pool=256),
-    adapt=AdaptConfig(steps=4, batch_size=8),
+    adapt=AdaptConfig(rounds=1, steps=4, batch_size=8),
     rescore=RescoreConfig(rounds=2, texts=2, steps=2),
 )
 

@@ -22,6 +22,7 @@ from simgan_jax import (
     atomic,
     classifier,
     classify,
+    deciding,
     estimate,
     figures,
     grids,
@@ -141,7 +142,7 @@ class Workbench:
         if arm.decided:
             readings = self._readings(dataclasses.replace(arm, decided=False, shifted=True), config)
             with self.open(parts.of_arm(arm, config), config) as run:
-                pipeline.rescore_stage(run, DECIDED, readings, self._glyphs(config))
+                deciding.rescore_stage(run, DECIDED, readings, self._glyphs(config))
             return
         if arm.shifted:
             plain = dataclasses.replace(arm, shifted=False)
@@ -162,7 +163,8 @@ class Workbench:
             with self.open(parts.of_arm(arm, config), config) as run:
                 if arm.training == "rounds":
                     raw, refined = (self._classifier("wide", images, 1.0, config)[1] for images in ("raw", "refined"))
-                    belief = pipeline.decided_belief(run, raw, refined, belief, self._glyphs(config))
+                    seen = {"synthetic": raw, "refined": refined, "fitted": belief}
+                    belief = deciding.decided_belief(run, seen, self._glyphs(config))
                 params = pipeline.adapt_stage(run, pool, params, belief)
                 pipeline.read_arm(run, ARM, params)
 
@@ -195,7 +197,7 @@ class Workbench:
 
     def _glyphs(self, config: Config) -> np.ndarray:
         with self.open(parts.rounds(config), config) as run:
-            return pipeline.last_glyphs(run)
+            return deciding.last_glyphs(run)
 
     def _simulator(self, name: str, config: Config) -> stages.Simulator:
         if name != "fitted":
@@ -207,8 +209,7 @@ class Workbench:
 
     def _pool(self, simulator: str, config: Config) -> classify.Pool:
         """The labelled captchas of a simulator, the same for all arms of the seed."""
-        keys = session.stream_keys(self.seed)
-        fitted = simulator == "fitted"
+        keys, fitted = session.stream_keys(self.seed), simulator == "fitted"
         key = jax.random.fold_in(keys["fitted"], config.fit.rounds) if fitted else keys["pool"]
 
         def draw() -> classify.Pool:
@@ -250,9 +251,8 @@ class Workbench:
         self, run: session.Run, truth: Mapping[str, str], seen: Sequence[str], *, augmented: bool
     ) -> classify.Pool:
         index = {name: i for i, name in enumerate(run.target.names)}
-        rows = [index[name] for name in seen]
         labels = alphabet.encode([truth[name] for name in seen], run.config.captcha.alphabet)
-        ink = run.target.ink[rows]
+        ink = run.target.ink[[index[name] for name in seen]]
         if augmented:
             key = jax.random.fold_in(jax.random.key(self.seed), ORACLE_STREAM)
             ink = adapt.augmented_copies(key, ink, AUGMENTED_COPIES, config=run.config.adapt)

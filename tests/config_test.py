@@ -89,6 +89,8 @@ WRONG: dict[str, Any] = {
         "wide_share": [-0.1, 1.0],
     },
     "adapt": {
+        "rounds": [0],
+        "enough": [-0.1, 1.1],
         "steps": [-1],
         "batch_size": [0],
         "pool_batch_size": [0],

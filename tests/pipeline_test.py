@@ -2,10 +2,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import alarms, pipeline, predictor, presets, reading, session, workdir
+from simgan_jax import alarms, deciding, pipeline, predictor, presets, reading, session, workdir
 from simgan_jax.config import AdaptConfig, FitConfig
 
 
@@ -30,13 +32,17 @@ def test_the_arm_that_is_believed_most_answers():
     def arm(probabilities):
         return reading.Readings(probabilities, np.zeros((*probabilities.shape[:2], 3)))
 
-    assert pipeline.choose_arm({"one": arm(unsure), "two": arm(sure)}) == "two"
+    assert deciding.choose_arm({"one": arm(unsure), "two": arm(sure)}) == "two"
     # One answer for all images is not believed, however sure the reader is of it.
-    assert pipeline.choose_arm({"one": arm(unsure), "two": arm(same)}) == "one"
+    assert deciding.choose_arm({"one": arm(unsure), "two": arm(same)}) == "one"
+
+
+ADAPTED = {"adapted": "adapt", "adapted1": "adapt/1", "adapted2": "adapt/2"}
 
 
 def test_arm_names():
-    assert pipeline.arm_names(presets.CPU) == ("synthetic", "refined", "fitted0", "fitted1", "adapted")
+    assert pipeline.adapted_arms(presets.CPU) == ADAPTED
+    assert pipeline.arm_names(presets.CPU) == ("synthetic", "refined", "fitted0", "fitted1", *ADAPTED)
     plain = dataclasses.replace(presets.CPU, fit=FitConfig(rounds=0), adapt=AdaptConfig(steps=0))
     assert pipeline.arm_names(plain) == ("synthetic", "refined")
 
@@ -82,14 +88,57 @@ def test_glyphs_of_a_fit_that_failed_decide_nothing(reopened):
         # Each character once in each slot, surely or hardly.
         even = np.eye(4, dtype=np.float32)[np.arange(60) % 4][:, None].repeat(2, axis=1)
         sure, unsure = (reading.Readings(0.01 + even * share, fitted.poses) for share in (0.96, 0.3))
-        atlas = pipeline.last_glyphs(run)
-        assert pipeline.decided_belief(run, sure, unsure, fitted, atlas) is fitted
-        assert pipeline.decided_belief(run, unsure, sure, fitted, atlas) is fitted
-        assert not run.workdir.done("rescore/fitted")
+        atlas = deciding.last_glyphs(run)
+
+        def decided(raw, refined, last, atlas=atlas):
+            return deciding.decided_belief(run, {"synthetic": raw, "refined": refined, "fitted": last}, atlas)
+
+        assert decided(sure, unsure, fitted) is decided(unsure, sure, fitted) is fitted
         believed = fitted._replace(probabilities=0.05 + even * 0.8)
-        decided = pipeline.decided_belief(run, unsure, unsure, believed, atlas)
+        assert decided(unsure, unsure, believed, None) is believed
+        assert not run.workdir.done("rescore/fitted")
+        found = decided(unsure, unsure, believed)
         assert run.workdir.done("rescore/fitted")
-        assert np.abs(decided.probabilities - believed.probabilities).max() > 0.01
+        assert np.abs(found.probabilities - believed.probabilities).max() > 0.01
+
+
+def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
+    """Up to `adapt.rounds` rounds, each on what the one before it read, decided by drawing."""
+    with reopened("predict/final") as run:
+        poses = run.workdir.load("readings.fitted0")["poses"]
+        # All read as one text, which is hardly believed, and every character as often as the others, which is more.
+        chance = np.full((60, 2, 4), 0.2, np.float32)
+        one, even = chance.copy(), chance.copy()
+        one[..., 0] = 0.4
+        even[np.arange(60)[:, None], np.arange(2), np.arange(60)[:, None] % 4] = 0.4
+        pool = pipeline.simulated_pool(run)
+        params = predictor.load(run.workdir.path).params
+
+        def trained(last, **settings):
+            run.config = dataclasses.replace(run.config, adapt=dataclasses.replace(run.config.adapt, **settings))
+            seen = dict.fromkeys(deciding.BEFORE_FIT, reading.Readings(chance, poses))
+            return list(pipeline.adapt_rounds(run, seen | {"fitted": reading.Readings(last, poses)}, params, pool))
+
+        known = run.workdir.facts("predict/adapted")["estimate"]
+        assert 0.0 < known < 0.16
+        assert [arm.name for arm in trained(one, rounds=2, enough=known)] == ["adapted"]
+        assert [arm.name for arm in trained(even, enough=1.0)] == ["adapted"]
+        assert not run.workdir.done("adapt/1")
+        assert [arm.name for arm in trained(one, rounds=1)] == ["adapted"]
+        first, second = trained(one, rounds=2)
+        assert (first.name, second.name) == ("adapted", "adapted1")
+        assert run.workdir.done("rescore/adapted") and run.workdir.facts("adapt/1")["steps"] == 4
+        # The second went on from the first, and is what a run that chose it predicts with.
+        summary = workdir.read_json(run.workdir.path / "summary.json") | {"best": "adapted1"}
+        workdir.write_json(run.workdir.path / "summary.json", summary)
+        config = workdir.read_json(run.workdir.path / "config.json")
+        config["config"]["adapt"]["rounds"] = 2
+        workdir.write_json(run.workdir.path / "config.json", config)
+        chosen = predictor.load(run.workdir.path).params
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), chosen, second.params)
+        assert all(jax.tree.leaves(same))
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first.params, second.params)
+        assert 0.0 < max(jax.tree.leaves(moved)) < 0.1
 
 
 def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run, reopened):
@@ -98,14 +147,14 @@ def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run,
         folder = run.workdir.path
         (folder / "rescore.final.npz").unlink(missing_ok=True)
         first = reading.Readings(**run.workdir.load("readings.fitted0"))
-        atlas = pipeline.last_glyphs(run)
+        atlas = deciding.last_glyphs(run)
         params = predictor.load(folder).params
         read = pipeline.read_arm(run, "again", params, first=pipeline.read_arm(run, "plain", params))
-        decided = pipeline.rescore_stage(run, "final", read, atlas)
+        decided = deciding.rescore_stage(run, "final", read, atlas)
         assert run.workdir.done("rescore/final")
         assert np.abs(decided.probabilities - read.probabilities).max() > 0.01
         np.testing.assert_allclose(decided.probabilities.sum(-1), 1.0, atol=1e-5)
-        again = pipeline.rescore_stage(run, "final", first, atlas)
+        again = deciding.rescore_stage(run, "final", first, atlas)
         np.testing.assert_array_equal(again.probabilities, decided.probabilities)
     texts, confidences = reading.answers(decided.probabilities, run.config.captcha)
     (batch,) = predictor.predict(predictor.load(folder), [small_run.challenges])

@@ -93,9 +93,10 @@ IMPORTS = {
     },
     "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "session", "workdir"},
     "figures": {"classify", "grids", "reporting", "session", "stages"},
+    "deciding": {"estimate", "reading", "rescore", "session"},
     "pipeline": {
-        *("alarms", "challenge", "classifier", "classify", "config", "estimate", "figures", "finish", "reading"),
-        *("adapt", "refiner", "reporting", "rescore", "session", "stages", "state", "steps"),
+        *("alarms", "challenge", "classifier", "classify", "config", "deciding", "estimate", "figures", "finish"),
+        *("adapt", "reading", "refiner", "reporting", "session", "stages", "state", "steps"),
     },
     "predictor": {
         *("challenge", "checkpoints", "classifier", "classify", "config", "pipeline", "reading", "session", "stages"),
@@ -104,7 +105,7 @@ IMPORTS = {
     "benchmark": {"counts", "workdir"},
     "devices": {"config", "history"},
     "workbench": {
-        *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "estimate", "grids"),
+        *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "deciding", "estimate", "grids"),
         *("figures", "measures", "metrics", "parts", "pipeline", "readers", "reading", "refiner", "session", "stages"),
         *("studies", "workdir"),
     },
@@ -118,7 +119,7 @@ IMPORTS = {
 # Modules that may touch files, sockets and the clock; the first line of their docstring says so with '(io)'.
 IO = {
     *("ablation", "adoption", "atomic", "benchmark", "challenge", "charts", "checkpoints", "contest", "contest_client"),
-    *("figures", "finish", "hosts"),
+    *("deciding", "figures", "finish", "hosts"),
     *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "readers", "reporting", "session", "stack"),
     *("stages", "workbench", "workdir"),
 }
