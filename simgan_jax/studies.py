@@ -32,7 +32,7 @@ class Arm:
     images: simulated ones, `raw`; as the refiner gives them, `refined`; or `both`, half and half.
     training: `scratch`, from fresh parameters for `classify.steps`; `rounds`, as the main job trains in its rounds of
       fitting: on from the wide simulator's classifier, on the fitted one's images and a share of refined wide ones.
-    self_trained: whether self-training on the target follows.
+    self_trained: whether a round of self-training on the target follows.
     oracle: no simulator at all, but four fifths of the real labels, for as many steps as the longest route;
     augmented: the oracle's images in several augmented copies, as self-training augments.
     shifted: whether captchas that are not read surely are read at four shifts as well, as the main job does for its
