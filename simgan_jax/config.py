@@ -281,7 +281,8 @@ class FitConfig:
 class AdaptConfig:
     """Self-training on the unlabelled target; lengths in pixels or shares of the image height.
 
-    rounds: at most so many, of `steps` each, while less than the share `enough` is believed to be read right.
+    rounds: at most so many, of `steps` each, while less than the share `enough` is believed to be read right, and the
+      last one is believed to have helped.
     """
 
     rounds: int = 3

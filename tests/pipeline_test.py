@@ -109,7 +109,8 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         # All read as one text, which is hardly believed, and every character as often as the others, which is more.
         chance = np.full((60, 2, 4), 0.2, np.float32)
         one, even = chance.copy(), chance.copy()
-        one[..., 0] = 0.4
+        # Less sure than any reader that tells four characters apart at all.
+        one[..., 0] = 0.26
         even[np.arange(60)[:, None], np.arange(2), np.arange(60)[:, None] % 4] = 0.4
         pool = pipeline.simulated_pool(run)
         params = predictor.load(run.workdir.path).params
