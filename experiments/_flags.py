@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -136,7 +137,17 @@ def run(main: Callable[[], int | None], *, multihost: bool = False) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def _replace(flag: flags.Flag[Any], parse: Callable[[str], None], value: str) -> None:
+    flag.present = 0
+    parse(value)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if name.startswith(f"{_CONFIG.name}.") and isinstance(flag, flags.MultiFlag):
+            # ml_collections joins what is given to several values; as of any flag, the last counts.
+            flag.parse = functools.partial(_replace, flag, flag.parse)  # type: ignore[method-assign]
     # What the scripts share stands in their --help as their own.
     for module, shared in flags.FLAGS.flags_by_module_dict().items():
         for flag in shared if module.startswith("experiments.") else ():

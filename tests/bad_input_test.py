@@ -155,12 +155,13 @@ def test_flags(flag, named, refused, tmp_path):
             ("--devices=2", "--config.classify.batch_size=9"),
             ["config.classify.batch_size=9", "2 devices", "such as 10"],
         ),
+        (("--config.fit.steps=(4,9)", "--config.fit.steps=(5,-1)"), ["config.fit.steps=(5, -1)"]),
         (("--coordinator=127.0.0.1:1",), ["--coordinator", "give --multihost"]),
         (("--multihost", "--devices=2"), ["--devices=2", "--multihost takes all devices"]),
         (("--multihost", "--process_id=-1"), ["process_id"]),
     ],
 )
-def test_devices_and_processes(flags, named, refused, tmp_path):
+def test_several_flags(flags, named, refused, tmp_path):
     line = refused(*FLAGS, "--target=embedded", f"--workdir={tmp_path / 'run'}", *flags)
     assert [part for part in named if part not in line] == [], line
     assert os.listdir(tmp_path) == []
