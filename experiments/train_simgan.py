@@ -14,13 +14,13 @@ Prints one JSON line: losses and accuracies of the last logged steps.
 from absl import flags
 
 from experiments import _flags, _target
-from simgan_jax import atomic, figures, grids, pipeline, stages
+from simgan_jax import arms, atomic, figures, grids, pipeline, stages
 
 
 def main() -> int:
     with _target.open_run() as (run, *_):
-        pool = pipeline.simulated_pool(run)
-        reader = pipeline.first_classifier(run, pool) if run.config.refine.lambda_label else None
+        pool = arms.simulated_pool(run)
+        reader = arms.first_classifier(run, pool) if run.config.refine.lambda_label else None
         params = pipeline.refine_stages(run, pool, reader)
         shown = stages.take(pool, figures.SHOWN)
         refined = stages.refine_pool(run.keys["latents"], params, shown, config=run.config)

@@ -83,8 +83,19 @@ def clean(atlas: jax.Array, *, config: FitConfig) -> jax.Array:
 
 def residual(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array) -> jax.Array:
     """Squared difference of drawn and real ink, summed over known pixels: `[B]`; image i has style i mod K."""
-    drawn = _drawn(atlas, poses, labels, ink.shape[1:])
-    return jnp.sum(jnp.square(drawn - ink.astype(jnp.float32) / 255.0) * known[None], axis=(1, 2))
+    return jnp.sum(jnp.square(_difference(atlas, poses, ink, labels)) * known[None], axis=(1, 2))
+
+
+def left_over(
+    atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array, known: jax.Array, *, config: FitConfig
+) -> jax.Array:
+    """Real less drawn ink, int8 `[B, H, W]` in 127ths; 0 where unknown or fainter than `config.faintest`."""
+    difference = _difference(atlas, poses, ink, labels) * known[None]
+    return jnp.round(127.0 * jnp.where(jnp.abs(difference) < config.faintest, 0.0, difference)).astype(jnp.int8)
+
+
+def _difference(atlas: jax.Array, poses: jax.Array, ink: jax.Array, labels: jax.Array) -> jax.Array:
+    return ink.astype(jnp.float32) / 255.0 - _drawn(atlas, poses, labels, ink.shape[1:])
 
 
 def _drawn(atlas: jax.Array, poses: jax.Array, labels: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from simgan_jax import (
+    arms,
     challenge,
     checkpoints,
     classifier,
     classify,
-    pipeline,
     reading,
     rescore,
+    rounds,
     session,
     stages,
     target,
@@ -56,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         raise workdir.WorkdirError(f"{folder}: its run has not ended: run it again, and it goes on where it stopped")
     best = workdir.read_json(folder / "summary.json")["best"]
     scene = session.scene_from(workdir.load_arrays(folder / "scene.npz"))
-    adapted = pipeline.adapted_arms(config)
+    adapted = rounds.adapted_arms(config)
     if best in adapted:
         stage, settings = adapted[best], stages.adapt_settings(config)
     else:
@@ -87,7 +88,7 @@ def predict(
         ink = np.asarray(padded)[: len(records.gray)]
         readings = predictor.reader(predictor.params, ink)
         readings = predictor.reader.again(
-            predictor.params, ink, readings, shifts=pipeline.SHIFTS, sure=predictor.config.rescore.sure
+            predictor.params, ink, readings, shifts=arms.SHIFTS, sure=predictor.config.rescore.sure
         )
         if predictor.judge is not None:
             readings = predictor.judge(ink, readings, usual=predictor.usual)

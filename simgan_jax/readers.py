@@ -4,7 +4,7 @@ from typing import cast
 
 import jax
 
-from simgan_jax import classifier, classify, parts, pipeline, reading
+from simgan_jax import arms, classifier, classify, parts, reading, rounds
 from simgan_jax.config import Config
 from simgan_jax.session import Run
 from simgan_jax.studies import Arm
@@ -18,8 +18,8 @@ def restore(run: Run, arm: Arm) -> classifier.Params:
     some = classifier.init(jax.random.key(0), run.config.captcha, config=run.config.classifier)
     nothing, (stage, steps) = cast(classify.Pool, None), last_training(arm, run.config)
     if arm.self_trained:
-        return pipeline.adapt_stage(run, nothing, some, reading.Readings(**run.workdir.load(f"readings.{ARM}")))
-    return pipeline.classify_stage(run, stage.partition("/")[2], nothing, some, total=steps)
+        return rounds.adapt_stage(run, nothing, some, reading.Readings(**run.workdir.load(f"readings.{ARM}")))
+    return arms.classify_stage(run, stage.partition("/")[2], nothing, some, total=steps)
 
 
 def last_training(arm: Arm, config: Config) -> tuple[str, int]:
@@ -42,5 +42,5 @@ def ends(arm: Arm, config: Config) -> tuple[str, str]:
 
 def read(run: Run, arm: Arm, params: classifier.Params) -> reading.Readings:
     """What these parameters read of the target, at shifts too where the arm does."""
-    plain = pipeline.read_arm(run, ARM, params)
-    return pipeline.read_arm(run, parts.shifted(run.config), params, first=plain) if arm.shifted else plain
+    plain = arms.read_arm(run, ARM, params)
+    return arms.read_arm(run, parts.shifted(run.config), params, first=plain) if arm.shifted else plain

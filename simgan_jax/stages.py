@@ -1,4 +1,4 @@
-"""What each stage of a run does; the order and the files stand in pipeline.py (io)."""
+"""What each stage of a run does; pipeline.py has the order, arms.py and rounds.py write what is read (io)."""
 
 import dataclasses
 import functools
@@ -33,11 +33,15 @@ ATTEMPTS = 50
 
 
 class Simulator(NamedTuple):
-    """What captchas are drawn with. atlas: `[K, V, S, S]` in [0, 1]; law: key -> layout; reject: does it reject."""
+    """What captchas are drawn with.
+
+    atlas: `[K, V, S, S]` in [0, 1]; law: key -> layout; reject: does it reject; left: see `synthesizer.synthesize`.
+    """
 
     atlas: jax.Array
     law: Callable[[jax.Array], layout.Layout]
     reject: bool
+    left: jax.Array | None = None
 
 
 def configured_simulator(config: Config) -> Simulator:
@@ -85,7 +89,7 @@ def draw_pool(
     Raises:
       ConfigError: hardly any attempt passes.
     """
-    draw = jax.jit(lambda keys, atlas: synthesizer.synthesize(keys, atlas, scene, law=simulator.law, config=config))
+    draw = jax.jit(functools.partial(synthesizer.synthesize, scene=scene, law=simulator.law, config=config))
     # A binary image shows the lines of the contest as ink, which the notebook's rule is not about.
     shown = 1.0 if config.target.representation == "soft" else jnp.asarray(~scene.mask, jnp.float32)[None]
     passes = jax.jit(lambda ink: layout.separated(ink * shown / 255.0, length=config.captcha.length))
@@ -105,7 +109,7 @@ def draw_pool(
             # A batch that is not full is filled up with rows that `put` leaves out.
             places = jnp.asarray(np.pad(rows, (0, DRAW_BATCH - len(rows)), constant_values=count))
             batch_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys.at[places].get(mode="clip"), attempt)
-            drawn = draw(batch_keys, packed)
+            drawn = draw(batch_keys, packed, left=simulator.left)
             if simulator.reject:
                 good = passes(drawn.ink)
                 rest.append(rows[~np.asarray(good)[: len(rows)]])
@@ -190,20 +194,10 @@ def fit_simulator(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Glyphs `[K, V, S, S]` and poses `[M, L, 3]` fitted to the surest images of the target `[N, H, W]`.
 
-    What is believed of them is aligned to a uniform class marginal first: a reader of simulated captchas takes most of
-    one character for its look-alike, whose glyph would become both.
     `report(step, residual)` is called after each pass over the images.
     """
-    belief = np.asarray(adapt.align(jnp.asarray(readings.probabilities)))
-    chosen = fit.choose(belief, config=config.fit)
+    chosen, evidence = fit_evidence(ink, readings, scene, config=config)
     size = config.fit.batch_size
-    if len(chosen) > size:
-        chosen = chosen[: len(chosen) // size * size]
-    evidence = fit.Evidence(
-        ink=jnp.asarray(ink[chosen]),
-        labels=jnp.asarray(belief[chosen].argmax(axis=-1), jnp.int32),
-        known=jnp.asarray(~scene.mask, jnp.float32),
-    )
     state = fit.init(simulator.atlas, jnp.asarray(readings.poses[chosen]), config=config.fit)
     step = jax.jit(
         lambda state, evidence: fit.fit_step(state, evidence, captcha=config.captcha, config=config.fit),
@@ -220,6 +214,47 @@ def fit_simulator(
             residuals.append(residual)
         report((visit + 1) * batches, float(np.mean([np.asarray(r) for r in residuals])))
     return np.asarray(fit.clean(state.atlas, config=config.fit)), np.asarray(state.poses)
+
+
+def fit_evidence(
+    ink: np.ndarray, readings: reading.Readings, scene: target.Scene, *, config: Config
+) -> tuple[np.ndarray, fit.Evidence]:
+    """Numbers `[M]` of the images that a fit looks at, and what it sees there.
+
+    What is believed of them is aligned to a uniform class marginal first: a reader of simulated captchas takes most of
+    one character for its look-alike, whose glyph would become both.
+    """
+    belief = np.asarray(adapt.align(jnp.asarray(readings.probabilities)))
+    chosen = fit.choose(belief, config=config.fit)
+    size = config.fit.batch_size
+    if len(chosen) > size:
+        chosen = chosen[: len(chosen) // size * size]
+    return chosen, fit.Evidence(
+        ink=jnp.asarray(ink[chosen]),
+        labels=jnp.asarray(belief[chosen].argmax(axis=-1), jnp.int32),
+        known=jnp.asarray(~scene.mask, jnp.float32),
+    )
+
+
+def left_over(
+    ink: np.ndarray,
+    readings: reading.Readings,
+    scene: target.Scene,
+    atlas: np.ndarray,
+    poses: np.ndarray,
+    *,
+    config: Config,
+) -> jax.Array:
+    """What glyphs and poses that `fit_simulator` found with these readings leave of its images: int8 `[M, H, W]`."""
+    _, evidence = fit_evidence(ink, readings, scene, config=config)
+    leave = jax.jit(functools.partial(fit.left_over, config=config.fit))
+    size = config.fit.batch_size
+    return jnp.concatenate(
+        [
+            leave(atlas, poses[rows], evidence.ink[rows], evidence.labels[rows], evidence.known)
+            for rows in (slice(start, start + size) for start in range(0, len(poses), size))
+        ]
+    )
 
 
 def _moved_aside(state: fit.FitState, evidence: fit.Evidence, *, size: int) -> jax.Array:

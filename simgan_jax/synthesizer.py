@@ -186,6 +186,7 @@ def synthesize(
     *,
     law: Callable[[jax.Array], Layout],
     config: Config,
+    left: jax.Array | None = None,
 ) -> Synthetic:
     """Captchas of keys `[B]`, each a function of its own key alone.
 
@@ -194,9 +195,19 @@ def synthesize(
       atlas: `[K, V, S, S]` in [0, 1], or the same packed, which saves packing a large one in every call.
       scene: what the target's images share.
       law: key -> layout of one image (leaves `[L, ...]`).
+      left: int8 `[M, H, W]` in 127ths, what drawings left of real captchas; one, drawn at random, is added to each.
     """
-    layout = jax.vmap(law)(keys)
+
+    def place(key: jax.Array) -> tuple[Layout, jax.Array | None]:
+        if left is None:
+            return law(key), None
+        own, other = jax.random.split(key)
+        return law(own), left[jax.random.randint(other, (), 0, len(left))]
+
+    layout, added = jax.vmap(place)(keys)
     packed = atlas if atlas.dtype == jnp.uint32 else pack(atlas)
     coverage = draw(packed, layout, height=config.captcha.height, width=config.captcha.width)
+    if added is not None:
+        coverage = jnp.clip(coverage + added.astype(jnp.float32) / 127.0, 0.0, 1.0)
     poses = jnp.concatenate([layout.centre, layout.rotation[..., None]], -1)
     return Synthetic(develop(coverage, scene, config=config), layout.labels, poses)

@@ -19,6 +19,7 @@ from simgan_jax import (
     adapt,
     alarms,
     alphabet,
+    arms,
     atomic,
     classifier,
     classify,
@@ -33,6 +34,7 @@ from simgan_jax import (
     readers,
     reading,
     refiner,
+    rounds,
     session,
     stages,
     studies,
@@ -43,9 +45,7 @@ from simgan_jax.parts import BASE, READER, ROUTE, Part
 from simgan_jax.readers import ARM, DECIDED
 from simgan_jax.studies import Arm
 
-MEASURED = 1000
-SHEET = 20
-AUGMENTED_COPIES = 10
+MEASURED, SHEET, AUGMENTED_COPIES = 1000, 20, 10
 # Ink within this share of the image height around a glyph's centre may be the glyph's.
 GLYPH_RADIUS = 0.36
 # Folded into the seed's key; beside the streams of a run.
@@ -106,7 +106,7 @@ class Workbench:
             self._check_alive(part, config)
             with self.open(part, config) as run:
                 pool = self._real_pool(run, truth, seen, augmented=arm.augmented)
-                params = pipeline.classify_stage(run, ARM, pool, None, total=steps)
+                params = arms.classify_stage(run, ARM, pool, None, total=steps)
                 readings = readers.read(run, arm, params)
         except alarms.CollapseError as error:
             return self._collapse(arm, part, config, error)
@@ -165,8 +165,8 @@ class Workbench:
                     raw, refined = (self._classifier("wide", images, 1.0, config)[1] for images in ("raw", "refined"))
                     seen = {"synthetic": raw, "refined": refined, "fitted": belief}
                     belief = deciding.decided_belief(run, seen, self._glyphs(config))
-                params = pipeline.adapt_stage(run, pool, params, belief)
-                pipeline.read_arm(run, ARM, params)
+                params = rounds.adapt_stage(run, pool, params, belief)
+                arms.read_arm(run, ARM, params)
 
     def _classifier(
         self, simulator: str, shown: str, share: float, config: Config
@@ -177,17 +177,17 @@ class Workbench:
         with self.open(part, config) as run:
             # A finished stage is restored and looks at no data.
             data = cast(classify.Pool, pool)
-            params = pipeline.classify_stage(run, ARM, data, None, total=config.classify.steps)
-            return params, pipeline.read_arm(run, ARM, params)
+            params = arms.classify_stage(run, ARM, data, None, total=config.classify.steps)
+            return params, arms.read_arm(run, ARM, params)
 
-    def _rounds(self, config: Config) -> pipeline.Round:
+    def _rounds(self, config: Config) -> rounds.Round:
         """The rounds of fitting, to the end; the last one."""
         _, raw = self._classifier("wide", "raw", 1.0, config)
         params, refined = self._classifier("wide", "refined", 1.0, config)
-        belief = pipeline.mean_readings(raw, refined)
+        belief = rounds.mean_readings(raw, refined)
         kept = self._shown("wide", "refined", 1.0, config)
         with self.open(parts.rounds(config), config) as run:
-            last = collections.deque(pipeline.fit_rounds(run, belief, params, kept), maxlen=1).pop()
+            last = collections.deque(rounds.fit_rounds(run, belief, params, kept), maxlen=1).pop()
             if not run.workdir.done(f"predict/{ARM}"):
                 run.workdir.save(f"readings.{ARM}", **last.readings._asdict())
                 picture = figures.of_simulator(run, config.fit.rounds - 1, last.simulator, last.drawn)

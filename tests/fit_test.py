@@ -93,6 +93,24 @@ def test_residual_is_zero_where_the_guess_is_the_truth(made_up):
     np.testing.assert_allclose(blank, want, rtol=1e-4)
 
 
+def test_what_a_drawing_leaves_is_what_is_not_the_glyphs(made_up):
+    """A stain is left where it lies, a hole in a glyph below zero; nothing where ink is not known or is hardly off."""
+    atlas, labels = shapes(), jnp.asarray([[0, 1], [2, 0]])
+    poses = jnp.asarray([[[10.0, 10.0, 0.0], [10.0, 29.0, 0.2]]] * 2)
+    plain = np.asarray(draw(atlas, labels, poses)).astype(int)
+    seen, known = plain.copy(), np.ones((CAPTCHA.height, CAPTCHA.width), np.float32)
+    full = tuple(np.argwhere(plain[1] == 255)[0])
+    seen[0, 1:3, 3:6], seen[0, 18, 36], seen[1][full], seen[1, 0, 0] = 255, 20, 51, 255
+    known[0, 0] = 0.0
+    assert (plain[0, 1:3, 3:6] == 0).all() and plain[0, 18, 36] == plain[1, 0, 0] == 0
+    ink = jnp.asarray(seen, jnp.uint8)
+    left = np.asarray(fit.left_over(atlas, poses, ink, labels, jnp.asarray(known), config=CONFIG))
+    want = np.zeros(plain.shape)
+    want[0, 1:3, 3:6], want[1][full] = 127, round((51 - 255) / 255 * 127)
+    assert left.dtype == np.int8
+    np.testing.assert_array_equal(left, want)
+
+
 def test_gradient_is_finite_on_the_pixel_grid():
     poses = jnp.asarray([[[10.0, 10.0, 0.0], [10.0, 30.0, 0.0]]])
     labels = jnp.zeros((1, 2), jnp.int32)

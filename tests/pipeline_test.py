@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import alarms, deciding, pipeline, predictor, presets, reading, session, workdir
+from simgan_jax import alarms, arms, deciding, pipeline, predictor, presets, reading, rounds, session, stages, workdir
 from simgan_jax.config import AdaptConfig, FitConfig
 
 
@@ -19,7 +19,7 @@ def readings(probabilities, pose):
 def test_mean_of_readers_takes_the_surer_ones_pose():
     one = readings([[0.9, 0.1], [0.6, 0.4]], 1.0)
     two = readings([[0.2, 0.8], [0.0, 1.0]], 2.0)
-    mean = pipeline.mean_readings(one, two)
+    mean = rounds.mean_readings(one, two)
     np.testing.assert_allclose(mean.probabilities, [[[0.55, 0.45], [0.3, 0.7]]])
     np.testing.assert_array_equal(mean.poses, [[[1.0] * 3, [2.0] * 3]])
 
@@ -41,7 +41,7 @@ ADAPTED = {"adapted": "adapt", "adapted1": "adapt/1", "adapted2": "adapt/2"}
 
 
 def test_arm_names():
-    assert pipeline.adapted_arms(presets.CPU) == ADAPTED
+    assert rounds.adapted_arms(presets.CPU) == ADAPTED
     assert pipeline.arm_names(presets.CPU) == ("synthetic", "refined", "fitted0", "fitted1", *ADAPTED)
     plain = dataclasses.replace(presets.CPU, fit=FitConfig(rounds=0), adapt=AdaptConfig(steps=0))
     assert pipeline.arm_names(plain) == ("synthetic", "refined")
@@ -65,7 +65,7 @@ def reopened(small_run, tmp_path):
 
 def test_a_simulator_of_another_range_is_refused_before_it_is_trained_on(reopened):
     with reopened("pretrain/refiner") as run:
-        pool = pipeline.simulated_pool(run)
+        pool = arms.simulated_pool(run)
         gray = pool._replace(ink=pool.ink // 2 + 100)
         with pytest.raises(alarms.CollapseError, match="background is 100 in synthetic and 0 in real"):
             pipeline.pretrain_stages(run, gray)
@@ -74,10 +74,10 @@ def test_a_simulator_of_another_range_is_refused_before_it_is_trained_on(reopene
 
 def test_a_classifier_that_breaks_down_ends_the_run(reopened):
     with reopened("classify/refined") as run:
-        pool = pipeline.simulated_pool(run)
+        pool = arms.simulated_pool(run)
         run.config = dataclasses.replace(run.config, classify=dataclasses.replace(run.config.classify, lr=1e30))
         with pytest.raises(alarms.CollapseError, match="^training collapsed: .* is (nan|inf): lower the learning"):
-            pipeline.classify_stage(run, "broken", pool, None, total=4)
+            arms.classify_stage(run, "broken", pool, None, total=4)
         assert not run.workdir.done("classify/broken")
 
 
@@ -112,13 +112,15 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         # Less sure than any reader that tells four characters apart at all.
         one[..., 0] = 0.26
         even[np.arange(60)[:, None], np.arange(2), np.arange(60)[:, None] % 4] = 0.4
-        pool = pipeline.simulated_pool(run)
+        pool = arms.simulated_pool(run)
         params = predictor.load(run.workdir.path).params
+        simulator = stages.fitted_simulator(run.config, **run.workdir.load("fit.0"))
 
         def trained(last, **settings):
             run.config = dataclasses.replace(run.config, adapt=dataclasses.replace(run.config.adapt, **settings))
             seen = dict.fromkeys(deciding.BEFORE_FIT, reading.Readings(chance, poses))
-            return list(pipeline.adapt_rounds(run, seen | {"fitted": reading.Readings(last, poses)}, params, pool))
+            seen = seen | {"fitted": reading.Readings(last, poses)}
+            return list(rounds.adapt_rounds(run, seen, params, simulator, pool, pool))
 
         known = run.workdir.facts("predict/adapted")["estimate"]
         assert 0.0 < known < 0.16
@@ -129,6 +131,12 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         first, second = trained(one, rounds=2)
         assert (first.name, second.name) == ("adapted", "adapted1")
         assert run.workdir.done("rescore/adapted") and run.workdir.facts("adapt/1")["steps"] == 4
+        # It was fitted anew before, and what drawings left came into the simulator.
+        assert run.workdir.done("fit/1") and run.workdir.facts("pool/adapted1")["images"] == run.config.fit.pool
+        assert first.glyphs is not None and second.glyphs is not None
+        assert np.abs(second.glyphs - first.glyphs).max() > 0.0
+        np.testing.assert_array_equal(second.glyphs, run.workdir.load("fit.1")["atlas"])
+        assert (len(first.figures), len(second.figures)) == (0, 1)
         # The second went on from the first, and is what a run that chose it predicts with.
         summary = workdir.read_json(run.workdir.path / "summary.json") | {"best": "adapted1"}
         workdir.write_json(run.workdir.path / "summary.json", summary)
@@ -150,7 +158,7 @@ def test_unsure_answers_of_a_fitted_arm_are_drawn_and_predicted_alike(small_run,
         first = reading.Readings(**run.workdir.load("readings.fitted0"))
         atlas = deciding.last_glyphs(run)
         params = predictor.load(folder).params
-        read = pipeline.read_arm(run, "again", params, first=pipeline.read_arm(run, "plain", params))
+        read = arms.read_arm(run, "again", params, first=arms.read_arm(run, "plain", params))
         decided = deciding.rescore_stage(run, "final", read, atlas)
         assert run.workdir.done("rescore/final")
         assert np.abs(decided.probabilities - read.probabilities).max() > 0.01

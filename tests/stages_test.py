@@ -157,6 +157,30 @@ def test_fitting_reports_and_fits_a_simulator():
     assert again.ink.shape == (3, 24, 48) and not fitted.reject
 
 
+def test_what_a_fit_leaves_comes_into_its_simulator():
+    """A stain on every captcha that a fit sees is left by its drawings, and is on every captcha drawn with it then."""
+    config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, images=6))
+    simulator = stages.configured_simulator(config)
+    drawn = stages.draw_pool(jax.random.key(3), simulator, SCENE, count=16, config=config)
+    stained = np.asarray(drawn.ink).copy()
+    stained[:, :2] = 255
+    readings = reading.Readings(np.eye(4, dtype=np.float32)[np.asarray(drawn.labels)], np.asarray(drawn.poses))
+    # As if the fit had found the glyphs and poses that were drawn.
+    chosen, _ = stages.fit_evidence(stained, readings, SCENE, config=config)
+    atlas, poses = np.asarray(simulator.atlas), readings.poses[chosen]
+    left = stages.left_over(stained, readings, SCENE, atlas, poses, config=config)
+    # Whole batches of four alone are fitted on.
+    assert (left.shape, left.dtype, len(chosen)) == ((4, 24, 48), jnp.int8, 4)
+    assert (np.asarray(left)[:, :2] > 100).mean() > 0.9
+    assert (np.asarray(left)[:, 2:] == 0).mean() > 0.9
+    fitted = stages.fitted_simulator(config, atlas, poses)
+    plain, again = (
+        stages.draw_pool(jax.random.key(5), one, SCENE, count=3, config=config)
+        for one in (fitted, fitted._replace(left=left))
+    )
+    assert (np.asarray(again.ink)[:, :2] > 200).mean() > 0.9 > 0.5 > (np.asarray(plain.ink)[:, :2] > 200).mean()
+
+
 def test_a_look_alike_that_takes_over_is_fitted_as_what_it_is():
     """A reader that takes every b for an a, but is less sure of it, fits what one fits that reads all right."""
     config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, images=16, share=1.0))

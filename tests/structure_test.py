@@ -80,7 +80,7 @@ IMPORTS = {
     "pooling": {"evaluate", "tables"},
     "studies": {"config", "presets"},
     "parts": {"config", "studies"},
-    "readers": {"classifier", "classify", "config", "parts", "pipeline", "reading", "session", "studies"},
+    "readers": {"arms", "classifier", "classify", "config", "parts", "reading", "rounds", "session", "studies"},
     "measures": {"config", "discriminator", "evaluate", "images", "losses", "train"},
     "blocks": {"devices"},
     "classify": {"backend", "blocks", "config", "devices", "images", "classifier", "losses"},
@@ -94,20 +94,27 @@ IMPORTS = {
     "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "session", "workdir"},
     "figures": {"classify", "grids", "reporting", "session", "stages"},
     "deciding": {"estimate", "reading", "rescore", "session"},
+    "arms": {
+        *("alarms", "challenge", "classifier", "classify", "estimate", "reading", "reporting", "session", "stages"),
+    },
+    "rounds": {
+        *("adapt", "alarms", "arms", "classifier", "classify", "config", "deciding", "estimate", "figures", "reading"),
+        *("session", "stages"),
+    },
     "pipeline": {
-        *("alarms", "challenge", "classifier", "classify", "config", "deciding", "estimate", "figures", "finish"),
-        *("adapt", "reading", "refiner", "reporting", "session", "stages", "state", "steps"),
+        *("alarms", "arms", "classifier", "classify", "config", "deciding", "figures", "finish", "refiner", "rounds"),
+        *("session", "stages", "state", "steps"),
     },
     "predictor": {
-        *("challenge", "checkpoints", "classifier", "classify", "config", "pipeline", "reading", "session", "stages"),
-        *("rescore", "target", "workdir"),
+        *("challenge", "checkpoints", "classifier", "classify", "config", "arms", "reading", "session", "stages"),
+        *("rescore", "rounds", "target", "workdir"),
     },
     "benchmark": {"counts", "workdir"},
     "devices": {"config", "history"},
     "workbench": {
         *("adapt", "alarms", "alphabet", "atomic", "classifier", "classify", "config", "deciding", "estimate", "grids"),
         *("figures", "measures", "metrics", "parts", "pipeline", "readers", "reading", "refiner", "session", "stages"),
-        *("studies", "workdir"),
+        *("arms", "rounds", "studies", "workdir"),
     },
     "adoption": {"parts", "readers", "session", "studies", "workbench", "workdir"},
     "ablation": {
@@ -119,7 +126,7 @@ IMPORTS = {
 # Modules that may touch files, sockets and the clock; the first line of their docstring says so with '(io)'.
 IO = {
     *("ablation", "adoption", "atomic", "benchmark", "challenge", "charts", "checkpoints", "contest", "contest_client"),
-    *("deciding", "figures", "finish", "hosts"),
+    *("arms", "deciding", "figures", "finish", "hosts", "rounds"),
     *("glyphs", "grids", "labels", "metrics", "pipeline", "predictor", "readers", "reporting", "session", "stack"),
     *("stages", "workbench", "workdir"),
 }

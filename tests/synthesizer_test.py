@@ -247,6 +247,29 @@ def test_a_captcha_is_the_same_alone_and_in_a_batch(make):
     assert len(np.unique(together.labels, axis=0)) > 20
 
 
+def test_what_drawings_left_is_laid_over_captchas(packed, scene):
+    """One of several at random, the same alone and in a batch; layouts do not depend on what it is."""
+    black = Scene(np.zeros_like(scene.background), np.zeros_like(scene.mask), 255.0, None)
+    size = CONFIG.captcha.height, CONFIG.captcha.width
+
+    @jax.jit
+    def make(keys, left):
+        return synthesizer.synthesize(keys, packed, black, law=LAWS["wide"], config=CONFIG, left=left)
+
+    nothing, stain = np.zeros((2, *size), np.int8), np.zeros((2, *size), np.int8)
+    stain[0, :3, :5], stain[1] = 127, -127
+    bare, stained = (make(keys(*range(40)), left) for left in (nothing, stain))
+    np.testing.assert_array_equal(stained.labels, bare.labels)
+    np.testing.assert_array_equal(stained.poses, bare.poses)
+    want = np.asarray(bare.ink).copy()
+    wiped = ~np.asarray(stained.ink).any(axis=(1, 2))
+    assert 5 < wiped.sum() < 35 and want.any(axis=(1, 2)).all()
+    want[:, :3, :5], want[wiped] = 255, 0
+    np.testing.assert_array_equal(stained.ink, want)
+    alone = make(keys(7), stain)
+    np.testing.assert_array_equal(alone.ink[0], stained.ink[7])
+
+
 def test_vmap_of_one_is_a_batch_and_an_atlas_may_come_unpacked(make, packed, scene):
     def one(key: jax.Array, atlas: jax.Array) -> synthesizer.Synthetic:
         made = synthesizer.synthesize(key[None], atlas, scene, law=LAWS["wide"], config=CONFIG)
