@@ -282,7 +282,7 @@ class AdaptConfig:
     """Self-training on the unlabelled target; lengths in pixels or shares of the image height.
 
     rounds: at most so many, of `steps` each, while less than the share `enough` is believed to be read right, and the
-      last one is believed to have helped.
+      last one is believed to have helped; from the second on each fits the simulator anew first.
     """
 
     rounds: int = 3

@@ -116,7 +116,7 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         params = predictor.load(run.workdir.path).params
         simulator = stages.fitted_simulator(run.config, **run.workdir.load("fit.0"))
 
-        def trained(last, **settings):
+        def trained(last, simulator=simulator, **settings):
             run.config = dataclasses.replace(run.config, adapt=dataclasses.replace(run.config.adapt, **settings))
             seen = dict.fromkeys(deciding.BEFORE_FIT, reading.Readings(chance, poses))
             seen = seen | {"fitted": reading.Readings(last, poses)}
@@ -128,6 +128,8 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         assert [arm.name for arm in trained(even, enough=1.0)] == ["adapted"]
         assert not run.workdir.done("adapt/1")
         assert [arm.name for arm in trained(one, rounds=1)] == ["adapted"]
+        # Nothing was fitted: there are no glyphs to decide with.
+        assert [arm.glyphs for arm in trained(one, simulator=None, rounds=1)] == [None]
         first, second = trained(one, rounds=2)
         assert (first.name, second.name) == ("adapted", "adapted1")
         assert run.workdir.done("rescore/adapted") and run.workdir.facts("adapt/1")["steps"] == 4
