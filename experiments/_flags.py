@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from simgan_jax import alarms, backend, challenge, checkpoints, config, devices, hosts, metrics, presets
+from simgan_jax import alarms, challenge, checkpoints, config, devices, hosts, metrics, presets
 from simgan_jax import workdir as workdirs
 
 USER_ERRORS = (
@@ -37,7 +37,7 @@ _CACHE = flags.DEFINE_string(
     "Folder for compiled programs, which later runs load instead of compiling; empty for none.",
 )
 _DEVICES = flags.DEFINE_integer(
-    "devices", 0, "Devices to divide each batch over; 0 for every accelerator, or one CPU.", lower_bound=0
+    "devices", 0, "Devices to divide each batch over; 0 for all there are, of which a CPU has two.", lower_bound=0
 )
 _MULTIHOST = flags.DEFINE_bool(
     "multihost",
@@ -85,6 +85,11 @@ def chosen_config(default: config.Config | None = None) -> config.Config:
     return presets.override(start, values)
 
 
+def device_count(settings: config.Config) -> int:
+    """Devices of this process that training is divided over."""
+    return _DEVICES.value or devices.usual_count(settings)
+
+
 def workdir() -> pathlib.Path:
     """The run's folder."""
     if not WORKDIR.value:
@@ -92,16 +97,24 @@ def workdir() -> pathlib.Path:
     return pathlib.Path(os.path.abspath(WORKDIR.value))
 
 
+def divide_cpu() -> None:
+    """Makes two devices of a CPU of several cores, before JAX starts, unless `JAX_NUM_CPU_DEVICES` says how many.
+
+    Training divides its batches over them: two programs keep both cores busy where the many small operations of one
+    leave a core waiting.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and len(os.sched_getaffinity(0)) > 1:
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
 @contextlib.contextmanager
 def _together(multihost: bool) -> Iterator[None]:
-    """What training is divided over: devices of this process, or the processes of --multihost, of which one prints."""
+    """The processes of --multihost, of which one prints; or this one alone."""
     places = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if not _MULTIHOST.value:
         if places != (None, None, None):
             raise config.ConfigError("--coordinator, --num_processes, --process_id: give --multihost with them")
-        count = _DEVICES.value or backend.device_count()
-        with jax.set_mesh(devices.mesh(count)) if count > 1 else contextlib.nullcontext():
-            yield
+        yield
         return
     if not multihost:
         raise config.ConfigError("--multihost: pretrain, train_simgan, train_classifier and run take it: leave it out")
@@ -122,6 +135,7 @@ def run(main: Callable[[], int | None], *, multihost: bool = False) -> None:
         if argv[1:]:
             print(f"unknown argument {argv[1]!r}: see --help", file=sys.stderr)
             return 2
+        divide_cpu()
         if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

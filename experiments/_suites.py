@@ -16,6 +16,7 @@ from simgan_jax import (
     classifier,
     classify,
     counts,
+    devices,
     discriminator,
     layout,
     refiner,
@@ -37,20 +38,26 @@ SEEDS = 3
 class Training:
     """A step of ours as the stages run it: some steps a call, the state donated.
 
-    chunk: (state, key, data) -> (state, metrics), compiled.
+    chunk: (state, key, data) -> (state, metrics), compiled; count: devices that a batch is divided over.
     """
 
-    def __init__(self, chunk: Callable[..., tuple[Any, Any]], start: Any, data: Any, key: jax.Array) -> None:
-        self._chunk, self._state, self._data, self._key = chunk, start, data, key
+    def __init__(
+        self, chunk: Callable[..., tuple[Any, Any]], start: Any, data: Any, key: jax.Array, *, count: int
+    ) -> None:
+        self._chunk, self._key, self._count = chunk, key, count
+        with devices.training(count):
+            self._state, self._data = devices.place((start, data))
 
     def __call__(self) -> Any:
-        self._state, metrics = self._chunk(self._state, self._key, self._data)
+        with devices.training(self._count):
+            self._state, metrics = self._chunk(self._state, self._key, self._data)
         return metrics, self._state
 
 
-def one_seed(step_fn: train.Step, start: Any, data: Any, *, length: int) -> Training:
-    """Training as `train.fit` does it, `length` steps at a time."""
-    return Training(functools.partial(train.make_chunk(step_fn), length=length), start, data, jax.random.key(1))
+def one_seed(step_fn: train.Step, start: Any, data: Any, *, length: int, count: int = 1) -> Training:
+    """Training as `train.fit` does it, `length` steps at a time, on `count` devices."""
+    chunk = functools.partial(train.make_chunk(step_fn), length=length)
+    return Training(chunk, start, data, jax.random.key(1), count=count)
 
 
 def several_seeds(step_fn: train.Step, starts: Sequence[Any], data: Sequence[Any], *, length: int) -> Training:
@@ -61,7 +68,7 @@ def several_seeds(step_fn: train.Step, starts: Sequence[Any], data: Sequence[Any
 
     chunk = jax.vmap(functools.partial(train.make_chunk(step_fn), length=length))
     keys = jnp.broadcast_to(jax.random.key(1), (len(starts),))
-    return Training(jax.jit(chunk, donate_argnums=0), stack(starts), stack(data), keys)
+    return Training(jax.jit(chunk, donate_argnums=0), stack(starts), stack(data), keys, count=1)
 
 
 def chunk_length() -> int:
@@ -103,19 +110,19 @@ SIMGAN_STEPS: Mapping[str, tuple[Callable[..., Any], Callable[[Config], counts.C
 }
 
 
-def simgan_cases(suite: str, config: Config) -> list[Case]:
-    """A step of adversarial training, ours and the peers'.
+def simgan_cases(suite: str, config: Config, *, count: int) -> list[Case]:
+    """A step of adversarial training, ours on `count` devices and the peers'.
 
     Raises:
       ConfigError: a refiner with latents, which the peers' has not.
     """
     if config.refiner.latents:
         raise ConfigError(f"config.refiner.latents={config.refiner.latents}: the peers have none: benchmark it with 0")
-    step_fn, count = SIMGAN_STEPS[suite]
+    step_fn, counted = SIMGAN_STEPS[suite]
     start, data, length = state.init(jax.random.key(0), config=config), pool(config), chunk_length()
     real = data.ink[::-1]
     params, judged, spectral = jax.device_get((start.refiner.params, start.discriminator.params, start.spectral))
-    batch, cost = config.refine.batch_size, count(config) * length
+    batch, cost = config.refine.batch_size, counted(config) * length
     x = jnp.zeros((batch, config.captcha.height, config.captcha.width, 1))
     judge, _ = discriminator.normalize(start.discriminator.params, start.spectral, config=config.discriminator)
     facts = {
@@ -131,7 +138,7 @@ def simgan_cases(suite: str, config: Config) -> list[Case]:
         )
         + benchmark.xla_flops(functools.partial(discriminator.apply, config=config.discriminator), judge, x),
     }
-    ours = one_seed(functools.partial(step_fn, config=config), start, (data, real), length=length)
+    ours = one_seed(functools.partial(step_fn, config=config), start, (data, real), length=length, count=count)
     cases = [Case("simgan_jax", ours, batch * length, cost, facts)]
     if importlib.util.find_spec("torch"):
         from experiments import _peers_torch
@@ -147,8 +154,8 @@ def simgan_cases(suite: str, config: Config) -> list[Case]:
     return cases
 
 
-def classifier_cases(config: Config) -> list[Case]:
-    """A training step of the classifier, ours and the peers'."""
+def classifier_cases(config: Config, *, count: int) -> list[Case]:
+    """A training step of the classifier, ours on `count` devices and the peers'."""
     data, length = pool(config), chunk_length()
     start = classify.init(
         jax.random.key(0), config.captcha, classifier_config=config.classifier, config=config.classify
@@ -165,7 +172,8 @@ def classifier_cases(config: Config) -> list[Case]:
         "forward_flops": counts.forward(layers).flops,
         "xla_forward_flops": benchmark.xla_flops(read, start.params, x),
     }
-    ours = one_seed(stages.classify_step(config, config.classify.steps), start, data, length=length)
+    step_fn = stages.classify_step(config, config.classify.steps)
+    ours = one_seed(step_fn, start, data, length=length, count=count)
     cases = [Case("simgan_jax", ours, batch * length, cost, facts)]
     if config.classifier.kind != "slots":
         return cases

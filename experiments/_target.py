@@ -40,7 +40,8 @@ def open_run() -> Iterator[Opened]:
     config, workdir, captchas, url = _flags.chosen_config(), _flags.workdir(), pathlib.Path(_TARGET.value), None
     seed = _flags.SEED.value
     # Before the workdir is made: it would be bound to what cannot be used.
-    devices.check_batches(config)
+    count = _flags.device_count(config)
+    devices.check_batches(config, count)
     for font in config.synthesizer.fonts:
         glyphs.load_font(font, config.captcha.height)
     identity = {"preset": _flags.PRESET.value, "seed": seed, "target": _TARGET.value}
@@ -55,7 +56,8 @@ def open_run() -> Iterator[Opened]:
             captchas = workdir.with_name(f"{workdir.name}.challenges") / folder
             batches = game.size // game.batch_size
             hosts.in_turn(functools.partial(contest_client.download, url, batches, captchas, progress=False))
-        run = stack.enter_context(session.open_run(workdir, captchas, config=config, identity=identity, seed=seed))
+        opened = session.open_run(workdir, captchas, config=config, identity=identity, seed=seed, devices=count)
+        run = stack.enter_context(opened)
         yield Opened(run, identity, url, _IMAGES.value)
 
 

@@ -44,7 +44,8 @@ def command() -> str:
 
 def main() -> int:
     config = _flags.chosen_config()
-    devices.check_batches(config)
+    count = _flags.device_count(config)
+    devices.check_batches(config, count)
     study = studies.study(_STUDY.value, config=config)
     if _ARMS.value:
         study = studies.only(study, _ARMS.value)
@@ -60,6 +61,7 @@ def main() -> int:
             facts=facts,
             announce=lambda text: print(text, file=sys.stderr, flush=True),
             runs=_RUNS.value,
+            devices=count,
         )
     except (labels.LabelsError, evaluate.EvaluationError, ablation.AblationError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -52,6 +52,7 @@ def run(
     facts: Mapping[str, Any],
     announce: Announce,
     runs: Sequence[str | os.PathLike[str]] = (),
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Trains what is not yet trained, scores all, and writes result.json, table.md and report.html; the result.
 
@@ -65,6 +66,7 @@ def run(
       facts: what else the result should tell, such as the command.
       announce: is told what begins, and of arms that broke down.
       runs: finished runs of the main job on the same target; what they trained is taken over (`adoption.adopt`).
+      devices: those that training is divided over.
 
     Raises:
       WorkdirError, ChallengeError, ConfigError: unusable folder, input or arm.
@@ -79,14 +81,14 @@ def run(
         answers: Answers = {arm.name: [] for arm in study.arms}
 
         for source, seed in itertools.product(runs, seeds):
-            bench = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed)
+            bench = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed, devices=devices)
             if adoption.adopt(source, bench):
                 announce(f"seed {seed}: taken over from {source}")
 
         def each(oracle: bool, answer: Callable[[workbench.Workbench, Arm], workbench.Answer]) -> None:
             arms = [arm for arm in study.arms if arm.oracle == oracle]
             for seed in seeds:
-                work = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed)
+                work = workbench.Workbench(place.path / f"seed-{seed}", read_target, seed=seed, devices=devices)
                 for number, arm in enumerate(arms, start=1):
                     announce(f"seed {seed}: {arm.name} ({number} of {len(arms)})")
                     answers[arm.name].append(found := answer(work, arm))

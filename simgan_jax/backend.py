@@ -42,11 +42,3 @@ def drawings() -> int:
 def programs_at_once() -> int:
     """Programs of few and small operations that run side by side: two, as one leaves a CPU's cores waiting for it."""
     return 2 if jax.default_backend() == "cpu" else 1
-
-
-def device_count() -> int:
-    """Devices that training is divided over unless a number is asked for: every accelerator, but one CPU.
-
-    The devices of a CPU share its cores, so that more of them only cost.
-    """
-    return 1 if jax.default_backend() == "cpu" else len(jax.devices())

@@ -27,7 +27,7 @@ def conv(
     kept, dtype = x.dtype, backend.compute_dtype() if dtype is None else dtype
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return (x @ kernel[0, 0]).astype(kept)
+        return (x @ kernel.reshape(kernel.shape[2:])).astype(kept)
     return _conv(x, kernel, stride, padding).astype(kept)
 
 

@@ -1,6 +1,6 @@
 """Data parallelism: batches split over the devices of the ambient mesh (`jax.set_mesh`), states on each of them.
 
-Where several processes make a run (hosts.py), the mesh of training has the devices of all, and what comes between,
+Training alone has a mesh. Where several processes make a run (hosts.py), it has the devices of all; what comes between,
 drawing, fitting and reading, is done by each process for itself, with one of its own.
 
 Without a mesh everything is on the first device. Under one the compiler divides the work and sums the gradients, so a
@@ -10,6 +10,7 @@ step is the same mathematics for any number of devices: the same key draws the s
 import contextlib
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,33 +36,51 @@ def mesh(count: int) -> Mesh:
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
+def usual_count(config: Config) -> int:
+    """Devices that training is divided over unless a number is asked for: all; of a CPU one, where a batch is odd."""
+    count = len(jax.devices())
+    even = all(size % count == 0 for size in _batch_sizes(config).values())
+    return count if even or jax.default_backend() != "cpu" else 1
+
+
 def is_divided() -> bool:
     """Whether batches are divided over the devices of an ambient mesh."""
     ambient = jax.sharding.get_abstract_mesh()
     return not ambient.empty and ambient.size > 1
 
 
-def everywhere() -> contextlib.AbstractContextManager[Any]:
-    """The context of training: the ambient mesh, or a mesh of all devices of several processes."""
-    return jax.set_mesh(mesh(jax.device_count())) if jax.process_count() > 1 else contextlib.nullcontext()
-
-
-def check_batches(config: Config) -> None:
-    """Raises where training could not divide its batches evenly.
+def training(count: int) -> contextlib.AbstractContextManager[Any]:
+    """The context of training on `count` devices, or on all of several processes: a mesh of them, if it is not one.
 
     Raises:
-      ConfigError: a batch that is no multiple of the devices.
+      ConfigError: there are not as many.
     """
-    with everywhere():
-        ambient = jax.sharding.get_abstract_mesh()
-        count = 1 if ambient.empty else ambient.size
-    for field in BATCHES:
-        size, even = operator.attrgetter(field)(config), math.lcm(count, 2)
+    chosen = mesh(_together(count))
+    return jax.set_mesh(chosen) if chosen.size > 1 else contextlib.nullcontext()
+
+
+def check_batches(config: Config, count: int) -> None:
+    """Raises where training on `count` devices, or on all of several processes, could not divide its batches evenly.
+
+    Raises:
+      ConfigError: there are not as many devices, or a batch is no multiple of them.
+    """
+    count = mesh(_together(count)).size
+    even = math.lcm(count, 2)
+    for field, size in _batch_sizes(config).items():
         if size % count:
             raise ConfigError(
                 f"config.{field}={size}: {count} devices cannot share it evenly: give a multiple of {count} such as "
                 f"{-(-size // even) * even}, or another number of devices"
             )
+
+
+def _together(count: int) -> int:
+    return jax.device_count() if jax.process_count() > 1 else count
+
+
+def _batch_sizes(config: Config) -> dict[str, int]:
+    return {field: operator.attrgetter(field)(config) for field in BATCHES}
 
 
 def spread(batch: Any) -> Any:
@@ -70,6 +89,22 @@ def spread(batch: Any) -> Any:
     if ambient.empty or any(leaf.shape[0] % ambient.size for leaf in jax.tree.leaves(batch)):
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
+
+
+def mean_of_shares(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Mean of `function(share)`, a tree of means, over the devices' shares of a batch (leaves `[B, ...]`).
+
+    The batch stays whole without a mesh, and where B is no multiple of its devices.
+    """
+    ambient = jax.sharding.get_abstract_mesh()
+    if not is_divided() or any(leaf.shape[0] % ambient.size for leaf in jax.tree.leaves(batch)):
+        return function(batch)
+
+    def mean(share: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), function(share))
+
+    # Without the check each device takes the gradient of its own share; with it they would be summed at every block.
+    return jax.shard_map(mean, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)(batch)
 
 
 def place(tree: Any) -> Any:
@@ -101,8 +136,11 @@ def _put(array: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def collect(tree: Any) -> Any:
-    """A state that was trained on the ambient mesh; with several processes, whole on one device of each of them."""
-    if jax.process_count() == 1:
+    """A state that was trained on the ambient mesh, whole on the first device of this process."""
+    ambient = jax.sharding.get_mesh()
+    if ambient.empty:
         return tree
-    whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, jax.local_devices()[0])
+    whole = NamedSharding(ambient, PartitionSpec())
     return jax.tree.map(lambda x: x.addressable_data(0), jax.jit(lambda x: x, out_shardings=whole)(tree))

@@ -34,13 +34,17 @@ class Target:
 
 @dataclasses.dataclass
 class Run:
-    """What the stages share: where they write, what they were asked for, and the run's keys by stream."""
+    """What the stages share: where they write, what they were asked for, and the run's keys by stream.
+
+    devices: those of this process that training is divided over.
+    """
 
     config: Config
     workdir: Workdir
     writer: metrics.MetricsWriter
     keys: Mapping[str, jax.Array]
     target: Target
+    devices: int = 1
 
 
 def stream_keys(seed: int) -> dict[str, jax.Array]:
@@ -68,6 +72,7 @@ def open_run(
     config: Config,
     identity: Mapping[str, Any],
     seed: int,
+    devices: int = 1,
 ) -> Iterator[Run]:
     """A run in its workdir, its target read and its scene estimated.
 
@@ -94,7 +99,7 @@ def open_run(
         else:
             workdir.save("scene", **scene_arrays(seen.scene))
             workdir.finish("target", time.monotonic() - start, images=len(seen.ink), digest=digest)
-        yield Run(config, workdir, writer, stream_keys(seed), seen)
+        yield Run(config, workdir, writer, stream_keys(seed), seen, devices)
 
 
 def digest_of(seen: Target) -> str:
@@ -148,12 +153,13 @@ def train_stage(
 
     A checkpoint is written with the first row of every `checkpoint_every` steps, a row every `log_every`.
 
-    Several processes train together, each batch divided over the devices of all, and each returns the whole state.
+    Each batch is divided over the devices of the run. Several processes train together, on the devices of all, and each
+    returns the whole state.
     `watch` sees the stage's metric rows, those of earlier processes as well, after each new one and may raise.
     """
     begin = time.monotonic()
     current = start()
-    with devices.everywhere(), checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
+    with devices.training(run.devices), checkpoints.Checkpoints(checkpoint_folder(run.workdir.path, stage)) as saved:
         current, data = devices.place((current, data))
         if saved.latest() is not None:
             current = saved.restore(current)

@@ -73,14 +73,14 @@ class Workbench:
     """The parts of one seed in a folder. What is done is loaded, whichever arm or study did it.
 
     Args:
-      path: folder of the seed.
+      path: folder of the seed; devices: those that training is divided over.
       read_target: the unlabelled captchas as a configuration prepares them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], read_target: ReadTarget, *, seed: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], read_target: ReadTarget, *, seed: int, devices: int = 1) -> None:
         self._path = pathlib.Path(path)
         self._read_target = read_target
-        self.seed = seed
+        self.seed, self._devices = seed, devices
         self._memo: dict[str, tuple[str, Any]] = {}
 
     def answer(self, arm: Arm, config: Config) -> Answer:
@@ -334,7 +334,7 @@ class Workbench:
         folder = self._folder(part, config)
         identity = {"part": part.kind, "seed": self.seed} | parts.depends(part, config=config)
         with workdir.Workdir(folder, identity) as place, metrics.MetricsWriter(folder) as writer:
-            yield session.Run(config, place, writer, session.stream_keys(self.seed), self.target(config))
+            yield session.Run(config, place, writer, session.stream_keys(self.seed), self.target(config), self._devices)
 
     def _once(self, slot: str, part: Part, config: Config, make: Callable[[], Any]) -> Any:
         """The value last made for a slot if it was for the same part; one stays in memory, as pools are large."""

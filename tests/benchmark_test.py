@@ -273,4 +273,4 @@ def test_script_asks_for_what_it_needs(run_script):
 
 def test_refiners_that_the_peers_do_not_have():
     with pytest.raises(ConfigError, match="config.refiner.latents=1: the peers have none"):
-        _suites.simgan_cases("refiner_step", Config(refiner=RefinerConfig(latents=1)))
+        _suites.simgan_cases("refiner_step", Config(refiner=RefinerConfig(latents=1)), count=1)

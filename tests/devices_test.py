@@ -159,7 +159,7 @@ def test_one_and_eight_devices_train_the_same(tmp_path):
 @pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
 @pytest.mark.parametrize("name", ["classify", "adapt"])
 def test_one_device_and_two_train_the_same_classifier(name):
-    """What each image loses to dropout too, though one CPU takes its batch in blocks and two devices in halves."""
+    """What each image loses to dropout too, though two devices have half of the batch each."""
     (one, one_metrics), (two, two_metrics) = trained(name, 1), trained(name, 2)
     for lone, both in zip(jax.tree.leaves((one, one_metrics)), jax.tree.leaves((two, two_metrics)), strict=True):
         np.testing.assert_allclose(np.asarray(lone), np.asarray(both), atol=1e-3, rtol=1e-4)
@@ -188,6 +188,22 @@ def test_what_two_do_not_divide_stays_whole():
         split, whole = (jax.jit(devices.spread)(jnp.ones((count, 3))) for count in (4, 3))
     assert split.sharding.shard_shape((4, 3)) == (2, 3)
     np.testing.assert_array_equal(whole, np.ones((3, 3)))
+
+
+@pytest.mark.skipif(jax.device_count() != 2, reason="for two devices")
+def test_what_is_trained_on_two_is_whole_on_the_first_afterwards():
+    tree = {"a": jnp.arange(3.0), "history": history.init(4, (2, 2, 1))}
+    with jax.set_mesh(devices.mesh(2)):
+        collected = devices.collect(devices.place(tree))
+    jax.tree.map(np.testing.assert_array_equal, collected, tree)
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(collected))
+    assert devices.collect(tree) is tree
+
+
+@pytest.mark.skipif(jax.device_count() != 2 or jax.default_backend() != "cpu", reason="for a CPU of two devices")
+def test_training_is_divided_over_a_cpu_where_its_devices_share_each_batch():
+    assert devices.usual_count(Config()) == 2
+    assert devices.usual_count(Config(classify=ClassifyConfig(batch_size=9))) == 1
 
 
 def test_more_devices_than_there_are():

@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 
 from simgan_jax import challenge, contest, metrics, workdir
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 ARMS = ["synthetic", "refined", "fitted0", "adapted"]
 STAGES = [
     *("target", "pool/synthetic", "classify/synthetic", "predict/synthetic"),
@@ -177,3 +182,19 @@ def test_help_says_what_it_does_and_takes(run_script):
     for flag in ("--target", "--workdir", "--preset", "--seed", "--embedded_images"):
         assert flag in done.stdout
     assert "--labels" not in done.stdout
+
+
+@pytest.mark.parametrize(("asked", "cores", "count"), [(None, {0, 1}, 2), (None, {0}, 1), ("3", {0, 1}, 3)])
+def test_a_cpu_of_several_cores_is_two_devices_unless_told_otherwise(asked, cores, count):
+    """In a process of its own, as the number is read when JAX starts."""
+    given = f"import os; os.sched_getaffinity = lambda process: {cores!r}; import jax; from experiments import _flags; "
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", given + "_flags.divide_cpu(); print(jax.device_count())"],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"} | ({} if asked is None else {"JAX_NUM_CPU_DEVICES": asked}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(count)), done.stderr

@@ -116,8 +116,8 @@ def member(folder, port, number):
         assert shared.load("arrays")["mine"] == 0 and shared.done("stage")
 
     with pytest.raises(ConfigError, match="classify.batch_size=30: 4 devices"):
-        devices.check_batches(Config(classify=ClassifyConfig(batch_size=30)))
-    with devices.everywhere(), checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        devices.check_batches(Config(classify=ClassifyConfig(batch_size=30)), 1)
+    with devices.training(1), checkpoints.Checkpoints(folder / "checkpoints") as saved:
         placed = devices.place(tree())
         assert [shard.data.shape[0] for shard in placed["history"].data.addressable_shards] == [2, 2]
         assert not placed["kernel"].is_fully_addressable
@@ -244,7 +244,7 @@ def test_killed_and_continued_by_one_process_or_two(killed, small_run, run_scrip
 def test_alone_nothing_waits():
     assert hosts.is_first()
     assert hosts.in_turn(lambda: 3) == hosts.agreed(lambda: 3) == 3
-    with pytest.raises(OSError, match="disk full"), devices.everywhere():
+    with pytest.raises(OSError, match="disk full"), devices.training(1):
         hosts.in_turn(lambda: (_ for _ in ()).throw(OSError("disk full")))
 
 
