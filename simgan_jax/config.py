@@ -281,10 +281,12 @@ class FitConfig:
 class AdaptConfig:
     """Self-training on the unlabelled target; lengths in pixels or shares of the image height.
 
-    rounds: at most so many, of `steps` each, while less than the share `enough` is believed to be read right, and the
-      last one is believed to have helped; from the second on each fits the simulator anew first.
+    sure: the certainty from which a reading is learned from as it is; others are decided by drawing first.
+    rounds: at most so many, of `steps` each, from the second on with a fit before. After the second they go on while
+      less than the share `enough` is believed to be read right, and the last one is believed to have helped.
     """
 
+    sure: float = 0.95
     rounds: int = 3
     enough: float = 0.9
     steps: int = 600
@@ -302,6 +304,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         _positive("adapt", self, "rounds", "batch_size", "pool_batch_size", "lr")
+        _require(0 < self.sure <= 1, "adapt.sure", self.sure, "must lie in (0, 1]")
         _require(0 <= self.enough <= 1, "adapt.enough", self.enough, "must lie in [0, 1]")
         _not_negative("adapt", self, "steps", "weight", "shift", "boxes", "box", "gain", "noise")
         _require(0 <= self.threshold < 1, "adapt.threshold", self.threshold, "must lie in [0, 1)")

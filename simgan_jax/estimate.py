@@ -33,12 +33,13 @@ def excess(probabilities: np.ndarray) -> float:
     return float(max(0.0, distance - chance))
 
 
-def accuracy(probabilities: np.ndarray, *, before: np.ndarray | None = None) -> Belief:
+def accuracy(probabilities: np.ndarray, *, before: np.ndarray | None = None, undrawn: float = 0.0) -> Belief:
     """Believed exact match of readings `[N, L, V]`.
 
     The mean probability that the whole text is right, times that of no character being in `excess`. The interval is
     that of a sum of independent trials, widened by what the excess took away, and down to the share of texts that are
-    the same in the readings `before` these were decided in another way: each change may have been for the worse.
+    the same in the readings `before` these were decided in another way, as each change may have been for the worse, and
+    up by what was believed of texts that were `undrawn` then, as each of those may be wrong.
     """
     certainty = probabilities.max(axis=-1).prod(axis=-1)
     kept = (1.0 - excess(probabilities)) ** probabilities.shape[1]
@@ -47,4 +48,4 @@ def accuracy(probabilities: np.ndarray, *, before: np.ndarray | None = None) -> 
     low = max(0.0, mean * kept - spread)
     if before is not None:
         low = min(low, float((probabilities.argmax(axis=-1) == before.argmax(axis=-1)).all(axis=-1).mean()))
-    return Belief(mean * kept, low, min(1.0, mean * kept + spread))
+    return Belief(mean * kept, low, min(1.0, mean * kept + spread + undrawn))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simgan_jax import challenge, estimate, metrics, reading, reporting, workdir
+from simgan_jax import challenge, estimate, metrics, reading, reporting, rescore, workdir
 from simgan_jax.session import Run
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
@@ -37,7 +37,8 @@ def write_summary(
     Args:
       best: the arm that the answers come from; readings: the answers; undecided: before any was decided by drawing.
     """
-    believed = estimate.accuracy(readings.probabilities, before=undecided.probabilities)
+    left = 0.0 if readings is undecided else rescore.undrawn(undecided, config=run.config.rescore).mean()
+    believed = estimate.accuracy(readings.probabilities, before=undecided.probabilities, undrawn=float(left))
     stages = run.workdir.stages
     summary = {
         **identity,

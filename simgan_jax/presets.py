@@ -25,8 +25,8 @@ CPU = Config(
     refine=RefineConfig(refiner_pretrain_steps=20, discriminator_pretrain_steps=50, steps=150, lambda_label=10.0),
     classifier=ClassifierConfig(widths=(32, 64, 96, 128)),
     classify=ClassifyConfig(steps=500),
-    fit=FitConfig(steps=(300, 1000)),
-    adapt=AdaptConfig(steps=500),
+    fit=FitConfig(steps=(300, 900)),
+    adapt=AdaptConfig(steps=400),
     rescore=RescoreConfig(steps=30),
 )
 

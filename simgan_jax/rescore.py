@@ -62,6 +62,15 @@ def propose(readings: reading.Readings, *, config: RescoreConfig) -> Hypotheses:
     return Hypotheses(labels.astype(np.int32), prior, poses, np.full(prior.shape, np.inf))
 
 
+def undrawn(readings: reading.Readings, *, config: RescoreConfig) -> np.ndarray:
+    """Probability `[N]` of the texts that `propose` leaves out where a reading is not sure, and 0 where it is."""
+    unsure = reading.certainty(readings.probabilities) < config.sure
+    found = propose(reading.Readings(*(part[unsure] for part in readings)), config=config)
+    left = np.zeros(len(unsure))
+    left[unsure] = np.maximum(1.0 - np.exp(found.prior).sum(axis=1), 0.0)
+    return left
+
+
 def make_noise(key: jax.Array, captcha: CaptchaConfig, *, config: RescoreConfig) -> np.ndarray:
     """Float32 `[rounds, T, L, 3]` by which the starts of each round are moved; the first two rounds stand still.
 
@@ -131,13 +140,24 @@ class Rescorer:
         # Drawings that leave nothing at all would make any difference infinite.
         return max(float(np.median(residual)), 1e-3)
 
-    def __call__(self, ink: np.ndarray, readings: reading.Readings, *, usual: float) -> reading.Readings:
+    def __call__(
+        self,
+        ink: np.ndarray,
+        readings: reading.Readings,
+        *,
+        usual: float,
+        sure: float | None = None,
+        closed: bool = False,
+    ) -> reading.Readings:
         """Readings of ink uint8 `[N, H, W]` in which those that were not sure are weighed by their drawings.
 
         Args:
           usual: from `usual_residual`; the measure of all residuals.
+          sure: the certainty from which a reading stays as it is; the configuration's if None.
+          closed: see `decide`.
         """
-        unsure = np.flatnonzero(reading.certainty(readings.probabilities) < self._config.sure)
+        sure = self._config.sure if sure is None else sure
+        unsure = np.flatnonzero(reading.certainty(readings.probabilities) < sure)
         if not len(unsure):
             return readings
         believed = reading.Readings(*(part[unsure] for part in readings))
@@ -151,7 +171,7 @@ class Rescorer:
             starts = starts + noise[None, np.arange(starts.shape[1]) % noise.shape[0]]
             found = self._draw(ink, unsure, found, rows, starts)
             rows = self._open(found, usual)
-        return decide(readings, unsure, found, self._score(found, usual))
+        return decide(readings, unsure, found, self._score(found, usual), closed=closed)
 
     def _score(self, found: Hypotheses, usual: float) -> np.ndarray:
         """Log posterior `[N, T]` of each text, up to a constant."""
@@ -264,14 +284,31 @@ def misfit(residual: np.ndarray) -> np.ndarray:
     return np.minimum(residual, 1.0) + np.log(np.maximum(residual, 1.0))
 
 
-def decide(readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, score: np.ndarray) -> reading.Readings:
-    """Readings in which the images `unsure` have the posterior of scores `[M, T]`, and the poses of their best text."""
+def decide(
+    readings: reading.Readings, unsure: np.ndarray, found: Hypotheses, score: np.ndarray, *, closed: bool = False
+) -> reading.Readings:
+    """Readings in which the images `unsure` have the posterior of scores `[M, T]`, and the poses of their best text.
+
+    The posterior shares out what the reader gave to the texts that were drawn; the rest stays where it was, as a
+    drawing says nothing of texts that were not.
+
+    Args:
+      closed: one of the texts that were drawn is taken for the right one, and the posterior shares out everything.
+    """
     chance = _softmax(score)
     probabilities, poses = readings.probabilities.copy(), readings.poses.copy()
-    probabilities[unsure] = 0.0
+    slots = np.arange(found.labels.shape[2])
+    if closed:
+        probabilities[unsure] = 0.0
+        moved = chance
+    else:
+        own = probabilities[unsure[:, None, None], slots, found.labels].prod(axis=-1)
+        own = np.where(np.isfinite(found.prior), own, 0.0)
+        moved = own.sum(axis=1, keepdims=True) * chance - own
     for text in range(chance.shape[1]):
-        for slot in range(found.labels.shape[2]):
-            probabilities[unsure, slot, found.labels[:, text, slot]] += chance[:, text]
+        for slot in slots:
+            probabilities[unsure, slot, found.labels[:, text, slot]] += moved[:, text]
+    probabilities[unsure] = np.maximum(probabilities[unsure], 0.0)
     poses[unsure] = found.poses[np.arange(len(unsure)), chance.argmax(axis=1)]
     return reading.Readings(probabilities, poses)
 

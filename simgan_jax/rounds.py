@@ -54,13 +54,11 @@ def fit_rounds(
         yield Round(arm, simulator, drawn, mixed, params, belief)
 
 
-def fit_stage(
-    run: Run, number: int, readings: reading.Readings, simulator: stages.Simulator, *, left: bool = False
-) -> stages.Simulator:
+def fit_stage(run: Run, number: int, readings: reading.Readings, simulator: stages.Simulator) -> stages.Simulator:
     """One round of fitting the simulator to the target, by what a reader saw there.
 
-    Args:
-      left: whether what its drawings leave of the target's captchas is laid over those that it draws.
+    From the second on, what its drawings leave of the target's captchas is laid over those that it draws. What the
+    first leaves tells more of its reader, who had not seen the target's glyphs.
     """
     stage = f"fit/{number}"
     if not run.workdir.done(stage):
@@ -78,7 +76,7 @@ def fit_stage(
         run.workdir.finish(stage, time.monotonic() - begin, images=len(poses))
     found = run.workdir.load(f"fit.{number}")
     fitted = stages.fitted_simulator(run.config, **found)
-    if not left:
+    if not number:
         return fitted
     seen = run.target
     return fitted._replace(left=stages.left_over(seen.ink, readings, seen.scene, **found, config=run.config))
@@ -105,29 +103,28 @@ def adapt_rounds(
 ) -> Iterator[Arm]:
     """Rounds of self-training, each on what the arm before it read, its unsure readings decided by drawing.
 
-    They end with an arm that is believed to read the share `adapt.enough`, or no more than the one before it. From the
-    second on, what is read by then is fitted anew first, and what drawings leave of it comes into the simulator: a
-    target that is not read yet shows more than glyphs in their poses.
+    From the second on they end with an arm that is believed to read the share `adapt.enough`, or no more than the one
+    before it; and what is read by then is fitted anew first, with what drawings leave of it.
 
     Args:
       seen: what the arms so far read, the latest last; params: the classifier that goes on.
       simulator: the fitted one, if any; pool: the captchas that the classifier was trained on; refined: a share of it.
     """
-    believed = estimate.accuracy(next(reversed(seen.values())).probabilities).estimate
-    glyphs = None if simulator is None else np.asarray(simulator.atlas)
+    before, glyphs = 0.0, (None if simulator is None else np.asarray(simulator.atlas))
     for number, name in enumerate(adapted_arms(run.config)):
         belief, shown = deciding.decided_belief(run, seen, glyphs), []
         if number and simulator is not None:
             again = run.config.fit.rounds + number - 1
-            simulator = fit_stage(run, again, belief, simulator, left=True)
+            simulator = fit_stage(run, again, belief, simulator)
             drawn, pool = fitted_pools(run, again, name, simulator, refined)
             glyphs, shown = np.asarray(simulator.atlas), [figures.of_simulator(run, again, simulator, drawn)]
         params = adapt_stage(run, pool, params, belief, number=number)
         seen = seen | {name: read_arm(run, name, params)}
         yield Arm(name, params, seen[name], shown, glyphs)
-        before, believed = believed, estimate.accuracy(seen[name].probabilities).estimate
-        if believed >= run.config.adapt.enough or believed <= before:
+        believed = estimate.accuracy(seen[name].probabilities).estimate
+        if number and (believed >= run.config.adapt.enough or believed <= before):
             return
+        before = believed
 
 
 def adapt_stage(

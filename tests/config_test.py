@@ -90,6 +90,7 @@ WRONG: dict[str, Any] = {
     },
     "adapt": {
         "rounds": [0],
+        "sure": [0.0, 1.1],
         "enough": [-0.1, 1.1],
         "steps": [-1],
         "batch_size": [0],

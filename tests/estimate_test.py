@@ -32,6 +32,14 @@ def test_texts_that_were_changed_are_in_doubt():
     assert estimate.accuracy(readings(0.8, 0.4, 0.6, 1.0), before=readings(0.8, 0.4, 0.6, 0.4)) == doubtful
 
 
+def test_texts_that_were_not_drawn_may_be_wrong_as_well():
+    low, high = estimate.accuracy(np.tile(readings(0.8, 0.4, 0.6, 1.0), (100, 1, 1)))[1:]
+    widened = estimate.accuracy(np.tile(readings(0.8, 0.4, 0.6, 1.0), (100, 1, 1)), undrawn=0.01)
+    assert widened[1:] == pytest.approx((low, high + 0.01))
+    assert high + 0.01 < 1.0
+    assert estimate.accuracy(readings(1.0, 1.0, 0.0, 0.0), undrawn=0.5).estimate_high == 1.0
+
+
 def test_a_text_is_right_if_all_its_characters_are():
     # One 'b' and one 'a' are even.
     assert estimate.accuracy(np.array([[[0.5, 0.5], [0.2, 0.8]]])).estimate == pytest.approx(0.4)

@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simgan_jax import alarms, arms, deciding, pipeline, predictor, presets, reading, rounds, session, stages, workdir
+from simgan_jax import (
+    alarms,
+    arms,
+    deciding,
+    estimate,
+    pipeline,
+    predictor,
+    presets,
+    reading,
+    rounds,
+    session,
+    stages,
+    workdir,
+)
 from simgan_jax.config import AdaptConfig, FitConfig
 
 
@@ -94,12 +107,17 @@ def test_glyphs_of_a_fit_that_failed_decide_nothing(reopened):
             return deciding.decided_belief(run, {"synthetic": raw, "refined": refined, "fitted": last}, atlas)
 
         assert decided(sure, unsure, fitted) is decided(unsure, sure, fitted) is fitted
-        believed = fitted._replace(probabilities=0.05 + even * 0.8)
+        # More certain than `adapt.sure` are every second, and none as certain as the answers must be.
+        probabilities = np.where(np.arange(60)[:, None, None] % 2, 0.004 + even * 0.984, 0.05 + even * 0.8)
+        believed = fitted._replace(probabilities=probabilities)
+        assert run.config.adapt.sure < reading.certainty(probabilities)[1::2].min() < run.config.rescore.sure
         assert decided(unsure, unsure, believed, None) is believed
         assert not run.workdir.done("rescore/fitted")
         found = decided(unsure, unsure, believed)
         assert run.workdir.done("rescore/fitted")
-        assert np.abs(found.probabilities - believed.probabilities).max() > 0.01
+        assert np.abs(found.probabilities - believed.probabilities)[::2].max() > 0.01
+        np.testing.assert_array_equal(found.probabilities[1::2], believed.probabilities[1::2])
+        assert run.workdir.facts("rescore/fitted")["images"] == 30
 
 
 def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
@@ -122,14 +140,10 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
             seen = seen | {"fitted": reading.Readings(last, poses)}
             return list(rounds.adapt_rounds(run, seen, params, simulator, pool, pool))
 
-        known = run.workdir.facts("predict/adapted")["estimate"]
-        assert 0.0 < known < 0.16
-        assert [arm.name for arm in trained(one, rounds=2, enough=known)] == ["adapted"]
-        assert [arm.name for arm in trained(even, enough=1.0)] == ["adapted"]
-        assert not run.workdir.done("adapt/1")
         assert [arm.name for arm in trained(one, rounds=1)] == ["adapted"]
         # Nothing was fitted: there are no glyphs to decide with.
         assert [arm.glyphs for arm in trained(one, simulator=None, rounds=1)] == [None]
+        assert not run.workdir.done("adapt/1")
         first, second = trained(one, rounds=2)
         assert (first.name, second.name) == ("adapted", "adapted1")
         assert run.workdir.done("rescore/adapted") and run.workdir.facts("adapt/1")["steps"] == 4
@@ -139,6 +153,18 @@ def test_self_training_goes_on_while_it_is_believed_to_help(reopened):
         assert np.abs(second.glyphs - first.glyphs).max() > 0.0
         np.testing.assert_array_equal(second.glyphs, run.workdir.load("fit.1")["atlas"])
         assert (len(first.figures), len(second.figures)) == (0, 1)
+        # There is a third round while less than enough is believed to be read, and more than before.
+        believed = {}
+        for better in (one, even):
+            run.workdir.save("readings.adapted", probabilities=one, poses=poses)
+            run.workdir.save("readings.adapted1", probabilities=better, poses=poses)
+            believed = {
+                arm.name: estimate.accuracy(arm.readings.probabilities).estimate for arm in trained(one, rounds=3)
+            }
+            assert ("adapted2" in believed) == (better is even)
+        enough = believed["adapted1"]
+        assert believed["adapted"] < enough < 1.0
+        assert [arm.name for arm in trained(one, rounds=3, enough=enough)] == ["adapted", "adapted1"]
         # The second went on from the first, and is what a run that chose it predicts with.
         summary = workdir.read_json(run.workdir.path / "summary.json") | {"best": "adapted1"}
         workdir.write_json(run.workdir.path / "summary.json", summary)

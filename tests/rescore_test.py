@@ -57,6 +57,14 @@ def test_proposals_are_those_of_all_texts():
     np.testing.assert_allclose(own, found.prior, rtol=1e-4)
 
 
+def test_what_is_not_drawn_is_what_the_texts_leave():
+    probabilities = np.asarray([[[0.7, 0.3, 0.0], [0.6, 0.0, 0.4]], [[0.995, 0.005, 0.0], [1.0, 0.0, 0.0]]], np.float32)
+    readings = reading.Readings(probabilities, np.zeros((2, 2, 3), np.float32))
+    # Two texts of four have 0.42 and 0.28; the second reading is sure.
+    left = rescore.undrawn(readings, config=RescoreConfig(texts=2, sure=0.99))
+    np.testing.assert_allclose(left, [0.3, 0.0], atol=1e-6)
+
+
 def believed(labels, poses):
     """Readings whose every third first character is wrong, and says so; and those rows."""
     probabilities = np.full((IMAGES, 2, 3), 0.001, np.float32)
@@ -72,6 +80,25 @@ def believed(labels, poses):
 def judge():
     noise = rescore.make_noise(jax.random.key(1), CAPTCHA, config=CONFIG.rescore)
     return rescore.Rescorer(atlas(), np.zeros((20, 40), bool), noise, config=CONFIG)
+
+
+def test_drawings_share_out_what_the_texts_that_were_drawn_had():
+    """0.7 of the belief was in two texts, which become 1 to 3 of it; the third of them is none, the rest stays."""
+    probabilities = np.asarray([[[0.7, 0.3, 0.0], [0.6, 0.0, 0.4]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], np.float32)
+    labels = np.asarray([[[0, 0], [0, 2], [1, 0]]], np.int32)
+    prior, score = np.log([[0.42, 0.28, 0.18]]), np.log([[0.25, 0.75, 0.5]])
+    prior[:, 2] = score[:, 2] = -np.inf
+    found = rescore.Hypotheses(labels, prior, np.arange(18.0).reshape(1, 3, 2, 3), np.ones((1, 3)))
+    before = reading.Readings(probabilities, np.zeros((2, 2, 3)))
+    after = rescore.decide(before, np.asarray([0]), found, score)
+    want = np.asarray([[0.7, 0.3, 0.0], [0.6 + 0.175 - 0.42, 0.0, 0.4 + 0.525 - 0.28]])
+    np.testing.assert_allclose(after.probabilities[0], want, atol=1e-6)
+    np.testing.assert_array_equal(after.probabilities[1], probabilities[1])
+    np.testing.assert_array_equal(after.poses[0], found.poses[0, 1])
+    # With one of them taken for the right one they share out everything.
+    closed = rescore.decide(before, np.asarray([0]), found, score, closed=True)
+    np.testing.assert_allclose(closed.probabilities[0], [[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]], atol=1e-6)
+    np.testing.assert_array_equal(closed.probabilities[1], probabilities[1])
 
 
 def test_a_wrong_belief_is_mended_by_the_drawing(judge, target):

@@ -91,7 +91,7 @@ IMPORTS = {
         *("config", "images", "target", "glyphs", "layout", "synthesizer", "fit", "refiner", "classify", "adapt"),
         *("backend", "classifier", "losses", "reading", "steps"),
     },
-    "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "session", "workdir"},
+    "finish": {"challenge", "estimate", "metrics", "reading", "reporting", "rescore", "session", "workdir"},
     "figures": {"classify", "grids", "reporting", "session", "stages"},
     "deciding": {"estimate", "reading", "rescore", "session"},
     "arms": {
