@@ -101,7 +101,7 @@ def divide_cpu() -> None:
     """Makes two devices of a CPU of several cores, before JAX starts, unless `JAX_NUM_CPU_DEVICES` says how many.
 
     Training divides its batches over them: two programs keep both cores busy where the many small operations of one
-    leave a core waiting.
+    leave a core waiting. What does not train has no need of them, and is a little slower with two.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ and len(os.sched_getaffinity(0)) > 1:
         jax.config.update("jax_num_cpu_devices", 2)
@@ -128,17 +128,18 @@ def _together(multihost: bool) -> Iterator[None]:
 def run(main: Callable[[], int | None], *, multihost: bool = False) -> None:
     """Parses flags and runs a script; what a user can mend ends as one line on stderr and exit code 2.
 
-    `multihost` tells whether the script can be one of several processes.
+    `multihost` tells whether the script trains, and can be one of several processes.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
         if argv[1:]:
             print(f"unknown argument {argv[1]!r}: see --help", file=sys.stderr)
             return 2
-        divide_cpu()
         if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        if multihost:
+            divide_cpu()
         try:
             with _together(multihost):
                 return main()

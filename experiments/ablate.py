@@ -43,6 +43,7 @@ def command() -> str:
 
 
 def main() -> int:
+    _flags.divide_cpu()
     config = _flags.chosen_config()
     count = _flags.device_count(config)
     devices.check_batches(config, count)

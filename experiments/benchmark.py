@@ -51,15 +51,17 @@ def main() -> int:
         rows = _growth.measure([int(size) for size in _SIZES.value], settings, parts=_PARTS.value)
         content = benchmark.content(suite, rows, settings={})
     else:
-        count = _flags.device_count(settings)
         if suite == "synthesis":
             cases = _suites.synthesis_cases(settings)
-        elif suite == "classifier_step":
-            cases = _suites.classifier_cases(settings, count=count)
         elif suite == "seeds":
             cases = _suites.seeds_cases(settings)
         else:
-            cases = _suites.simgan_cases(suite, settings, count=count)
+            _flags.divide_cpu()
+            count = _flags.device_count(settings)
+            if suite == "classifier_step":
+                cases = _suites.classifier_cases(settings, count=count)
+            else:
+                cases = _suites.simgan_cases(suite, settings, count=count)
         parts = {"synthesis": "synthesizer", "classifier_step": "classifier,classify", "seeds": "classifier,classify"}
         groups = parts.get(suite, "refiner,discriminator,refine").split(",")
         chosen = {group: dataclasses.asdict(getattr(settings, group)) for group in groups}

@@ -7,7 +7,8 @@ Arms in the order of training, each on top of those before it:
   refined    the same classifier and budget, on refined captchas
   fitted0, fitted1, ...  on captchas of a simulator that was fitted to what the arms so far read in the target
   adapted    self-training on the unlabelled target
-  adapted1, ...  once more each, while fewer captchas than config.adapt.enough are believed to be read right and the
+  adapted1   once more, after another fit
+  adapted2, ...  once more each, while fewer captchas than config.adapt.enough are believed to be read right and the
              last round is believed to have helped; the lines that are printed tell which arms there were
 
 Writes predictions.ARM.csv of each arm on the way. `run` with the same flags continues from here, and chooses the arm
