@@ -19,6 +19,8 @@ from simgan_jax import atomic, figures, grids
 
 
 def main() -> int:
+    # The flags of a run hold here as well, --devices among them.
+    _flags.divide_cpu()
     with _target.open_run() as (run, *_):
         scene = run.target.scene
         picture = run.workdir.path / "target.png"

@@ -184,17 +184,30 @@ def test_help_says_what_it_does_and_takes(run_script):
     assert "--labels" not in done.stdout
 
 
-@pytest.mark.parametrize(("asked", "cores", "count"), [(None, {0, 1}, 2), (None, {0}, 1), ("3", {0, 1}, 3)])
-def test_a_cpu_of_several_cores_is_two_devices_unless_told_otherwise(asked, cores, count):
-    """In a process of its own, as the number is read when JAX starts."""
-    given = f"import os; os.sched_getaffinity = lambda process: {cores!r}; import jax; from experiments import _flags; "
+def on_cores(cores, script, settings, *flags):
+    """A script in a process of its own, on a machine of so many cores and without the devices of the tests."""
+    given = f"import os; os.sched_getaffinity = lambda process: {cores!r}; "
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", given + "_flags.divide_cpu(); print(jax.device_count())"],
+    return subprocess.run(
+        [sys.executable, "-c", given + script, *flags],
         cwd=ROOT,
-        env=environment | {"JAX_PLATFORMS": "cpu"} | ({} if asked is None else {"JAX_NUM_CPU_DEVICES": asked}),
+        env=environment | {"JAX_PLATFORMS": "cpu"} | settings,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize(("asked", "cores", "count"), [(None, {0, 1}, 2), (None, {0}, 1), ("3", {0, 1}, 3)])
+def test_a_cpu_of_several_cores_is_two_devices_unless_told_otherwise(asked, cores, count):
+    settings = {} if asked is None else {"JAX_NUM_CPU_DEVICES": asked}
+    script = "import jax; from experiments import _flags; _flags.divide_cpu(); print(jax.device_count())"
+    done = on_cores(cores, script, settings)
     assert (done.returncode, done.stdout.strip()) == (0, str(count)), done.stderr
+
+
+def test_the_first_stage_takes_the_devices_that_the_others_train_on(small_run, tmp_path):
+    script = "import runpy; runpy.run_module('experiments.prepare_target', run_name='__main__')"
+    flags = (*small_run.flags, "--devices=2", f"--workdir={tmp_path / 'run'}")
+    done = on_cores({0, 1}, script, {}, *flags)
+    assert done.returncode == 0, done.stderr
