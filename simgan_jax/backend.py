@@ -35,8 +35,8 @@ def images_at_once() -> int:
 
 
 def drawings() -> int:
-    """Captchas at a time whose drawings settle: as many as a CPU's cache holds."""
-    return 32 if jax.default_backend() == "cpu" else 512
+    """Captchas at a time that are drawn, or whose drawings settle: as many as a CPU's cache holds."""
+    return 50 if jax.default_backend() == "cpu" else 512
 
 
 def programs_at_once() -> int:

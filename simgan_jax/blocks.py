@@ -1,4 +1,4 @@
-"""Gradients of a batch in blocks of a few images, whose activations a CPU's cache holds."""
+"""A batch in blocks of a few images, whose activations a CPU's cache holds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,3 +36,20 @@ def _in_turn(batch: Any, function: Callable[[Any], Any], *, block: int, unroll: 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, parts, unroll=unroll)
     return jax.tree.map(lambda leaf: leaf * (size / count), total)
+
+
+def map_blocks(batch: Any, function: Callable[[Any], Any], *, block: int) -> Any:
+    """What `function(part)` makes (leaves `[b, ...]`) of parts of a batch (leaves `[B, ...]`), put together.
+
+    Parts have `block` images, the last one what is left.
+    """
+    count = jax.tree.leaves(batch)[0].shape[0]
+    if block >= count:
+        return function(batch)
+    whole = count // block * block
+    parts = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, block, *leaf.shape[1:]), batch)
+    made = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), jax.lax.map(function, parts))
+    if whole == count:
+        return made
+    rest = function(jax.tree.map(lambda leaf: leaf[whole:], batch))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), made, rest)

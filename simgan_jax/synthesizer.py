@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simgan_jax import images, target
+from simgan_jax import backend, blocks, images, target
 from simgan_jax.config import Config
 from simgan_jax.layout import Layout
 
@@ -53,26 +53,32 @@ def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.A
     size = packed.shape[-1]
     inverse, offset, page = _glyph_frame(layout, packed.shape)
     # Half a weight more, for the weights are cut, not rounded.
-    matrix, shift = _fixed(inverse), _fixed(offset + 0.5**WEIGHT_BITS / 2)
+    frame = _fixed(inverse), _fixed(offset + 0.5**WEIGHT_BITS / 2)
+    matrix, shift, page = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), (*frame, page))
     rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, width), np.int32))
-    pixels = packed.reshape(-1)
     limit = jnp.uint32((size - 1) << FRACTION_BITS)
 
-    def lay(bare: jax.Array, glyph: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        matrix, shift, page = glyph
+    def cell(matrix: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         y, x = (
             matrix[:, axis, 0, None] * rows + matrix[:, axis, 1, None] * columns + shift[:, axis, None]
             for axis in (0, 1)
         )
-        inside = (y.astype(jnp.uint32) < limit) & (x.astype(jnp.uint32) < limit)
-        place = page[:, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
-        level = _interpolate(_look_up(pixels, place), _weight(y), _weight(x))
+        return y, x, (y.astype(jnp.uint32) < limit) & (x.astype(jnp.uint32) < limit)
+
+    def place(matrix: jax.Array, shift: jax.Array, page: jax.Array) -> jax.Array:
+        y, x, inside = cell(matrix, shift)
+        return page[:, None] + jnp.where(inside, (y >> FRACTION_BITS) * size + (x >> FRACTION_BITS), 0)
+
+    def lay(bare: jax.Array, glyph: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        matrix, shift, taps = glyph
+        y, x, inside = cell(matrix, shift)
+        level = jnp.where(inside, _interpolate(taps, _weight(y), _weight(x)), 0)
         scale = 1.0 / (255 << 2 * WEIGHT_BITS)
-        return bare * (1.0 - jnp.where(inside, level, 0).astype(jnp.int32).astype(jnp.float32) * scale), None
+        return bare * (1.0 - level.astype(jnp.int32).astype(jnp.float32) * scale), None
 
     # A loop over the slots, not a row of them: XLA would draw anew for each use of the image in what follows.
-    slots = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), (matrix, shift, page))
-    bare, _ = jax.lax.scan(lay, jnp.ones((page.shape[0], height * width)), slots)
+    taps = _look_up(packed.reshape(-1), jax.vmap(place)(matrix, shift, page))
+    bare, _ = jax.lax.scan(lay, jnp.ones((page.shape[1], height * width)), (matrix, shift, taps))
     return (1.0 - bare).reshape(-1, height, width)
 
 
@@ -105,20 +111,27 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
     corner = jnp.floor(layout.centre[..., 1]) - size // 2
     offset = offset + inverse[..., 1] * corner[..., None]
     rows, columns = (jnp.asarray(index.reshape(1, -1)) for index in np.indices((height, size)).astype(np.float32))
-    look_up = _packed_taps(atlas) if atlas.dtype == jnp.uint32 else _taps(atlas)
-    bare = jnp.ones((page.shape[0], height, width))
-    for slot in range(page.shape[1]):
+
+    def cell(slot: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         y, x = (
             inverse[:, slot, axis, 0, None] * rows
             + inverse[:, slot, axis, 1, None] * columns
             + offset[:, slot, axis, None]
             for axis in (0, 1)
         )
-        inside = (y >= 0) & (y < size - 1) & (x >= 0) & (x < size - 1)
-        top, left = y.astype(jnp.int32), x.astype(jnp.int32)
-        place = page[:, slot, None] + jnp.where(inside, top * size + left, 0)
-        a, b, c, d = (jnp.where(inside, tap, 0.0) for tap in look_up(place))
-        fy, fx = y - top, x - left
+        return y, x, (y >= 0) & (y < size - 1) & (x >= 0) & (x < size - 1)
+
+    def place(slot: int) -> jax.Array:
+        y, x, inside = cell(slot)
+        return page[:, slot, None] + jnp.where(inside, y.astype(jnp.int32) * size + x.astype(jnp.int32), 0)
+
+    slots = range(page.shape[1])
+    look_up = _packed_taps if atlas.dtype == jnp.uint32 else _taps
+    bare = jnp.ones((page.shape[0], height, width))
+    for slot, taps in zip(slots, look_up(atlas, [place(slot) for slot in slots]), strict=True):
+        y, x, inside = cell(slot)
+        a, b, c, d = (jnp.where(inside, tap, 0.0) for tap in taps)
+        fy, fx = y - y.astype(jnp.int32), x - x.astype(jnp.int32)
         upper, lower = a + (b - a) * fx, c + (d - c) * fx
         strip = (upper + (lower - upper) * fy).reshape(-1, height, size)
         columns_at = _placement(corner[:, slot], size, width)
@@ -126,28 +139,27 @@ def render(atlas: jax.Array, layout: Layout, *, height: int, width: int) -> jax.
     return 1.0 - bare
 
 
-def _taps(atlas: jax.Array) -> Callable[[jax.Array], list[jax.Array]]:
-    """Place in the atlas -> the pixel there, its right, its lower and its lower right neighbour."""
+def _taps(atlas: jax.Array, places: list[jax.Array]) -> list[list[jax.Array]]:
+    """For each of L arrays of places in an atlas the pixels there, their right, lower and lower right neighbours."""
     size = atlas.shape[-1]
     # Four shifted atlases and one index, not four indices: the index, and in the gradient its scatter, is slow to make.
     neighbours = [jnp.roll(atlas.reshape(-1), -step) for step in (0, 1, size, size + 1)]
-    return lambda place: [_look_up(pixels, place) for pixels in neighbours]
+    return [[pixels.at[place].get(mode="promise_in_bounds") for pixels in neighbours] for place in places]
 
 
-def _packed_taps(packed: jax.Array) -> Callable[[jax.Array], list[jax.Array]]:
+def _packed_taps(packed: jax.Array, places: list[jax.Array]) -> list[list[jax.Array]]:
     """The same of a packed atlas."""
-
-    def taps(place: jax.Array) -> list[jax.Array]:
-        four = _look_up(packed.reshape(-1), place)
-        levels = (((four >> bits) & 0xFF).astype(jnp.int32) for bits in (0, 8, 16, 24))
-        return [level.astype(jnp.float32) * (1.0 / 255.0) for level in levels]
-
-    return taps
+    fours = _look_up(packed.reshape(-1), jnp.stack(places))
+    return [[((four >> bits) & 0xFF).astype(jnp.int32) * (1.0 / 255.0) for bits in (0, 8, 16, 24)] for four in fours]
 
 
-def _look_up(pixels: jax.Array, place: jax.Array) -> jax.Array:
-    # Without the barrier XLA moves the gather's reshape through what follows, which then runs unvectorised.
-    return jax.lax.optimization_barrier(pixels.at[place].get(mode="promise_in_bounds"))
+def _look_up(pixels: jax.Array, places: jax.Array) -> jax.Array:
+    """Pixels `[...]` at places `[L, B, ...]`.
+
+    A loop, out of which XLA fuses nothing: what makes places and what is made of pixels would not be vectorised in one
+    program with a gather.
+    """
+    return jax.lax.map(lambda place: pixels.at[place].get(mode="promise_in_bounds"), places)
 
 
 def _placement(corner: jax.Array, size: int, extent: int) -> jax.Array:
@@ -202,12 +214,17 @@ def synthesize(
         if left is None:
             return law(key), None
         own, other = jax.random.split(key)
-        return law(own), left[jax.random.randint(other, (), 0, len(left))]
+        return law(own), jax.random.randint(other, (), 0, len(left))
 
-    layout, added = jax.vmap(place)(keys)
     packed = atlas if atlas.dtype == jnp.uint32 else pack(atlas)
-    coverage = draw(packed, layout, height=config.captcha.height, width=config.captcha.width)
-    if added is not None:
-        coverage = jnp.clip(coverage + added.astype(jnp.float32) / 127.0, 0.0, 1.0)
-    poses = jnp.concatenate([layout.centre, layout.rotation[..., None]], -1)
-    return Synthetic(develop(coverage, scene, config=config), layout.labels, poses)
+
+    def make(placed: tuple[Layout, jax.Array | None]) -> jax.Array:
+        layout, other = placed
+        coverage = draw(packed, layout, height=config.captcha.height, width=config.captcha.width)
+        if left is not None:
+            coverage = jnp.clip(coverage + left[other].astype(jnp.float32) / 127.0, 0.0, 1.0)
+        return develop(coverage, scene, config=config)
+
+    layout, other = jax.vmap(place)(keys)
+    ink = blocks.map_blocks((layout, other), make, block=backend.drawings())
+    return Synthetic(ink, layout.labels, jnp.concatenate([layout.centre, layout.rotation[..., None]], -1))

@@ -16,6 +16,21 @@ def test_parts_are_the_largest_that_divide_the_batch():
         np.testing.assert_allclose(got["mean"], (count - 1) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [3, 4, 8, 9])
+def test_what_is_made_of_parts_is_put_together(count):
+    sizes = []
+
+    def make(part):
+        sizes.append(part["x"].shape[0])
+        return part["x"] * 2.0, part["key"]
+
+    keys = jax.random.split(jax.random.key(0), count)
+    doubled, same = blocks.map_blocks({"x": jnp.arange(3.0 * count).reshape(count, 3), "key": keys}, make, block=4)
+    np.testing.assert_array_equal(doubled, 2.0 * np.arange(3.0 * count).reshape(count, 3))
+    np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(keys))
+    assert max(sizes) <= 4
+
+
 @pytest.mark.skipif(jax.device_count() < 2, reason="a mesh takes two devices")
 @pytest.mark.parametrize(("count", "block", "size"), [(8, 2, 2), (12, 4, 3), (8, None, 8), (8, 4, 4), (7, 2, 1)])
 def test_parts_are_of_what_each_device_has(count, block, size):

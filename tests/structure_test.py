@@ -54,7 +54,7 @@ IMPORTS = {
     "glyphs": {"config"},
     "layout": {"config"},
     "target": {"config", "images"},
-    "synthesizer": {"config", "images", "layout", "target"},
+    "synthesizer": {"backend", "blocks", "config", "images", "layout", "target"},
     "fit": {"config", "layout", "synthesizer"},
     "rescore": {"backend", "config", "fit", "reading", "synthesizer"},
     "state": {"config", "refiner", "discriminator", "history"},
