@@ -34,8 +34,18 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Their subject is what XLA makes of sums and roundings: they test the programs that users run.
+# Their subject is what XLA makes of sums and roundings: they test the programs that users run, with the compiler that
+# users have; `make test` runs them apart, and hastens the others by what NO_EMITTERS switches off.
 OPTIMISED = ("images_test", "layout_test", "stages_test", "synthesizer_test", "target_test", "train_test")
+NO_EMITTERS = "xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the modules named in `OPTIMISED`."""
+    for item in items:
+        if item.path.stem in OPTIMISED:
+            item.add_marker("optimised")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,6 +53,7 @@ def optimisation(request: pytest.FixtureRequest) -> Iterator[None]:
     """The modules named in `OPTIMISED` have XLA's optimisations, the others and all scripts do without."""
     usual = jax.config.read("jax_disable_most_optimizations")
     if request.module.__name__.rpartition(".")[2] in OPTIMISED:
+        assert NO_EMITTERS not in os.environ.get("XLA_FLAGS", ""), "XLA compiles otherwise with these XLA_FLAGS"
         jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", usual)
