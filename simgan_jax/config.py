@@ -287,7 +287,7 @@ class AdaptConfig:
     """
 
     sure: float = 0.95
-    rounds: int = 3
+    rounds: int = 4
     enough: float = 0.9
     steps: int = 600
     batch_size: int = 64
