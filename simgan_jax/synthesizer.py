@@ -76,8 +76,8 @@ def draw(packed: jax.Array, layout: Layout, *, height: int, width: int) -> jax.A
         scale = 1.0 / (255 << 2 * WEIGHT_BITS)
         return bare * (1.0 - level.astype(jnp.int32).astype(jnp.float32) * scale), None
 
-    # A loop over the slots, not a row of them: XLA would draw anew for each use of the image in what follows.
     taps = _look_up(packed.reshape(-1), jax.vmap(place)(matrix, shift, page))
+    # A loop over the slots, not a row of them: XLA would draw anew for each use of the image in what follows.
     bare, _ = jax.lax.scan(lay, jnp.ones((page.shape[1], height * width)), (matrix, shift, taps))
     return (1.0 - bare).reshape(-1, height, width)
 
