@@ -50,7 +50,7 @@ def test_the_arm_that_is_believed_most_answers():
     assert deciding.choose_arm({"one": arm(unsure), "two": arm(same)}) == "one"
 
 
-ADAPTED = {"adapted": "adapt", "adapted1": "adapt/1", "adapted2": "adapt/2"}
+ADAPTED = {"adapted": "adapt", **{f"adapted{number}": f"adapt/{number}" for number in (1, 2, 3)}}
 
 
 def test_arm_names():
