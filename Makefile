@@ -8,7 +8,7 @@ SHORT = --embedded_images=3000 --config.classify.steps=400 --config.fit.steps='(
 SPREAD = -n 2 --dist loadfile --no-loadscope-reorder
 # XLA's CPU compiler takes half the time over the small programs of tests without its fusion emitters. Tests marked
 # `optimised` are about what it makes of a program, and have it as users have.
-QUICK = XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+QUICK = XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
 ARGS =
 
 # The interpreter that .venv is made with; without PYTHON=..., the first of these that is new enough.
